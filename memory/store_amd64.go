@@ -1,0 +1,4 @@
+package memory
+
+//go:noescape
+func store16(p *byte, v uint16)
