@@ -1,0 +1,5 @@
+package boot
+
+import "errors"
+
+var errNotYet = errors.New("boot: not written yet")
