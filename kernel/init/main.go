@@ -1,0 +1,4 @@
+// Command init is PID 1 of a peervisor guest. See docs/guest-agent.md.
+package main
+
+func main() {}
