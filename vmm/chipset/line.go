@@ -21,6 +21,7 @@ type Line interface {
 type pin struct {
 	line   Line // nil: not connected
 	wanted atomic.Bool
+	edge   atomic.Bool // let the pin go low once before the next level
 
 	mu    sync.Mutex
 	level bool
@@ -29,16 +30,26 @@ type pin struct {
 
 func (p *pin) want(high bool) { p.wanted.Store(high) }
 
+// pulse asks for a falling edge at the next sync, also if the level wanted stays
+// high: one cause was served and another has followed. An edge-triggered
+// controller would miss it.
+func (p *pin) pulse() { p.edge.Store(true) }
+
 func (p *pin) sync() {
 	if p.line == nil {
 		return
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	high := p.wanted.Load()
-	if high == p.level {
-		return
+	if p.edge.Swap(false) && p.level {
+		p.setLocked(false)
 	}
+	if high := p.wanted.Load(); high != p.level {
+		p.setLocked(high)
+	}
+}
+
+func (p *pin) setLocked(high bool) {
 	p.level = high
 	if err := p.line.Set(high); err != nil && p.err == nil {
 		p.err = err
