@@ -140,9 +140,9 @@ func (s *Serial) transmitLocked(v byte) {
 	switch {
 	case s.mcr&UART_MCR_LOOP != 0:
 		s.loopLocked(v)
-		s.thrPending = s.hasRoomLocked()
+		s.sentLocked()
 	case s.out == nil || s.outErr != nil || s.closed:
-		s.thrPending = true
+		s.sentLocked()
 	case len(s.outBuf) >= s.outMax:
 		s.dropped++
 	default:
@@ -154,6 +154,13 @@ func (s *Serial) transmitLocked(v byte) {
 			}
 		}
 	}
+}
+
+// sentLocked: the transmitter was busy for no time at all. The pin must still
+// show that it was.
+func (s *Serial) sentLocked() {
+	s.thrPending = s.hasRoomLocked()
+	s.irq.pulse()
 }
 
 func (s *Serial) loopLocked(v byte) {
