@@ -14,10 +14,12 @@
 //
 // Commands run one after the other. Every byte that a command wrote reaches its
 // writers before Wait returns, as the guest says how many there were.
+//
+// Lock order: Process.inMu, then Client.mu, then stream.mu. No lock but inMu is held
+// over I/O.
 package agent
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -36,6 +38,9 @@ var (
 	// ErrProtocol: the guest sent what docs/guest-agent.md does not allow. The
 	// session is over.
 	ErrProtocol = errors.New("the guest broke the agent protocol")
+	// ErrStuck: a command was killed because its context ended, and the guest did not
+	// report its end in time.
+	ErrStuck = errors.New("the guest does not answer")
 	// ErrClosed: Close was called.
 	ErrClosed = errors.New("the agent session is closed")
 )
@@ -75,7 +80,8 @@ type Command struct {
 	// Argv is the program, looked up in PATH unless it has a slash, and its
 	// arguments. At least one.
 	Argv []string
-	// Env is the whole environment, "K=V". Empty: the guest's default (PATH, HOME).
+	// Env, "K=V", is put over the guest's default environment (PATH, HOME, and TERM with
+	// a terminal).
 	Env []string
 	// Dir is the working directory. Empty: "/".
 	Dir string
@@ -120,47 +126,3 @@ type StartError struct {
 }
 
 func (e *StartError) Error() string { return fmt.Sprintf("start command: %s", e.Message) }
-
-// Client drives one guest. All methods may be called from any goroutine.
-type Client struct{}
-
-// New starts to listen to the ports.
-func New(ports Ports, opts Options) *Client { return &Client{} }
-
-// Hello waits for the guest's hello. It may be called again, and then answers at once.
-func (c *Client) Hello(ctx context.Context) (Hello, error) { return Hello{}, errors.ErrUnsupported }
-
-// Run waits for hello, starts the command, and returns when it runs. If the guest
-// cannot start it the error is a *StartError. When ctx ends the command is killed.
-func (c *Client) Run(ctx context.Context, cmd Command) (*Process, error) {
-	return nil, errors.ErrUnsupported
-}
-
-// PowerOff asks the guest to power off. It returns when the request is on its way.
-func (c *Client) PowerOff(ctx context.Context) error { return errors.ErrUnsupported }
-
-// Reboot is PowerOff with a reboot.
-func (c *Client) Reboot(ctx context.Context) error { return errors.ErrUnsupported }
-
-// Done is closed when the session is over; Err then says why.
-func (c *Client) Done() <-chan struct{} { return nil }
-
-// Err is nil until Done is closed.
-func (c *Client) Err() error { return nil }
-
-// Close ends the session, closes the ports, and returns when nothing reads them
-// any more. The guest powers off when it sees that.
-func (c *Client) Close() error { return nil }
-
-// Process is a command that runs.
-type Process struct{}
-
-// Signal sends a signal to the command's process group.
-func (p *Process) Signal(sig syscall.Signal) error { return errors.ErrUnsupported }
-
-// Resize sets the size of the command's terminal.
-func (p *Process) Resize(rows, cols uint16) error { return errors.ErrUnsupported }
-
-// Wait returns when the command ended and all its output was written. It may be
-// called more than once.
-func (p *Process) Wait() (Status, error) { return Status{}, errors.ErrUnsupported }
