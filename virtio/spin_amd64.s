@@ -1,0 +1,6 @@
+#include "textflag.h"
+
+// func spin()
+TEXT ·spin(SB), NOSPLIT, $0-0
+	PAUSE
+	RET
