@@ -4,16 +4,16 @@ import "fmt"
 
 // State is where a Machine is in its life.
 //
-//	            Start             Pause
-//	 StateNew ────────► Running ────────► Paused
-//	    │                │  ▲                │
-//	    │                │  └──── Resume ────┘
-//	    │                │ guest ended,      │
-//	    │ Close          │ or Close kills    │ Close
-//	    │                ▼                   │
-//	    │             Stopped ◄──────────────┤
-//	    │                │ Close             │
-//	    └────────────────┴────► Closed ◄─────┘
+//	           Start             Pause
+//	StateNew ────────► Running ────────► Paused
+//	   │                │  ▲                │
+//	   │                │  └──── Resume ────┘
+//	   │                │ guest ended,      │
+//	   │ Close          │ or Close kills    │ Close
+//	   │                ▼                   │
+//	   │             Stopped ◄──────────────┤
+//	   │                │ Close             │
+//	   └────────────────┴────► Closed ◄─────┘
 type State int32
 
 // The states. vCPUs run in StateRunning only; devices work in StateRunning and

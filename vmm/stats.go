@@ -77,3 +77,10 @@ func (c *counted) Write(off uint64, p []byte) {
 	c.writes.Add(1)
 	c.h.Write(off, p)
 }
+
+func exitKind(i int) string {
+	if i >= kvm.ExitReasons {
+		return "other"
+	}
+	return kvm.ExitReason(i).String()
+}
