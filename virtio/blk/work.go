@@ -20,11 +20,12 @@ const (
 	// system call of at most maxMergeBytes. For larger ones the call is no cost.
 	maxMergeEach  = 32 << 10
 	maxMergeBytes = 256 << 10
-	// A transfer that may have to wait is tried inline up to this size, and if one
-	// took longer than slowInline the workers get them for the time after it.
+	// A transfer that may have to wait is tried inline up to this size. If one
+	// took longer than slowInline, the workers get what comes in the slowFactor-fold of
+	// that time after it: a queue is held up for a fifth of the time at most.
 	maxInlineBytes = 1 << 20
 	slowInline     = time.Millisecond
-	slowPause      = 100 * time.Millisecond
+	slowFactor     = 4
 	// What is kept of ops for their next use.
 	maxFreeOps   = 512
 	maxFreeSlots = 1024
@@ -356,7 +357,7 @@ func (d *Device) tryInline(o *op) error {
 	}
 	err = d.transfer(o, Wait)
 	if end := d.now(); end-start > slowInline {
-		d.slowUntil.Store(int64(end + slowPause))
+		d.slowUntil.Store(int64(end + slowFactor*(end-start)))
 	}
 	return err
 }
