@@ -24,6 +24,7 @@ import (
 	"errors"
 	"fmt"
 	"sort"
+	"sync"
 	"sync/atomic"
 
 	"golang.org/x/sys/unix"
@@ -77,6 +78,7 @@ type Memory struct {
 	regions []region // sorted by Start, not overlapping
 	total   uint64
 	closed  atomic.Bool
+	fill    sync.Mutex // the memfd's file position, see CopyFile
 }
 
 // Layout splits sizeBytes of RAM around the hole below 4 GiB.
