@@ -11,7 +11,7 @@
 // Everything is kept under a directory that the caller names:
 //
 //	kernels/PACKAGE_VERSION/   vmlinux, modules/, kernel.json
-//	tools/PACKAGE_VERSION/     what a tool package unpacks to (busybox)
+//	tools/PACKAGE_VERSION/     busybox, and the list of its applets
 //	initramfs/HASH.cpio        archives, named by the hash of what is in them
 //	.lock                      held (flock) by the process that is adding
 //
@@ -20,10 +20,7 @@
 // and the second finds it there. Nothing in the cache is changed afterwards.
 package kernel
 
-import (
-	"context"
-	"errors"
-)
+import "errors"
 
 // DefaultPackage is the kernel that is fetched when none is named: Debian's
 // smallest, a metapackage that depends on the newest kernel of its kind.
@@ -46,6 +43,8 @@ type Kernel struct {
 	Dir string `json:"-"`
 	// VmlinuxPath is the unpacked ELF kernel.
 	VmlinuxPath string `json:"-"`
+	// VmlinuzPath is the bzImage that it was in.
+	VmlinuzPath string `json:"-"`
 	// ModulesDir is the tree that a system has at /lib/modules/RELEASE, with
 	// modules.dep and modules.alias.
 	ModulesDir string `json:"-"`
@@ -63,35 +62,4 @@ type Options struct {
 	// Progress is told in a few words what happens next ("download …"). It is
 	// called from the goroutine that called Fetch. Default: nobody is told.
 	Progress func(step string)
-}
-
-// Fetch downloads a kernel package with apt, unless the cache has the version
-// that apt would take, and returns it. It works as root or not.
-func Fetch(ctx context.Context, opts Options) (*Kernel, error) {
-	return nil, errors.ErrUnsupported
-}
-
-// Prepare does what Fetch does, fetches busybox, builds the default initramfs
-// (all from the cache where it is there) and sets Kernel.InitrdPath.
-func Prepare(ctx context.Context, opts Options) (*Kernel, error) {
-	return nil, errors.ErrUnsupported
-}
-
-// FetchBusybox returns the path of a static busybox, from the Debian package
-// busybox-static. opts.Package is not used.
-func FetchBusybox(ctx context.Context, opts Options) (string, error) {
-	return "", errors.ErrUnsupported
-}
-
-// List returns the kernels in the cache, newest version of each package first.
-// A cache that does not exist is empty.
-func List(cacheDir string) ([]Kernel, error) {
-	return nil, errors.ErrUnsupported
-}
-
-// Lookup finds a kernel in the cache without asking apt. name is a package
-// name, which means its newest version, or PACKAGE=VERSION as apt writes it, or a
-// release. An empty name is DefaultPackage. InitrdPath is not set.
-func Lookup(cacheDir, name string) (*Kernel, error) {
-	return nil, errors.ErrUnsupported
 }
