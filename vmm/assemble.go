@@ -134,6 +134,13 @@ func (m *Machine) assembleKVM() error {
 	if err := m.vm.SetIdentityMapAddr(identityMapAddr); err != nil {
 		return err
 	}
+	// Before KVM_CREATE_IRQCHIP: that queues an SRCU grace period, for which a
+	// later memory slot would wait (5 ms, against 0.1 ms here).
+	for i, s := range m.ram.Slots() {
+		if err := m.vm.SetMemoryRegion(uint32(i), 0, uint64(s.Start), s.LenBytes, s.HostAddr); err != nil {
+			return err
+		}
+	}
 	if err := m.vm.CreateIRQChip(); err != nil {
 		return err
 	}
@@ -177,13 +184,8 @@ func (m *Machine) startVCPUs(ready chan<- error) error {
 	return nil
 }
 
-// assembleBoard maps memory, and makes chipset and devices.
+// assembleBoard makes chipset and devices.
 func (m *Machine) assembleBoard() error {
-	for i, s := range m.ram.Slots() {
-		if err := m.vm.SetMemoryRegion(uint32(i), 0, uint64(s.Start), s.LenBytes, s.HostAddr); err != nil {
-			return err
-		}
-	}
 	if err := m.vm.CreatePIT2(kvm.KVM_PIT_SPEAKER_DUMMY); err != nil {
 		return err
 	}

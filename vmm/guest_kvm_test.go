@@ -64,6 +64,11 @@ var (
 		"\x8b\x04\x25\x00\x50\x00\x00" + //     mov eax, [0x5000]
 		"\xa9\xff\xff\x00\x00\x75\xea" + //     test eax, 0xffff; jnz 5b
 		"\x89\x07\xeb\xe6") //                  mov [rdi], eax; jmp 5b
+	// Ring 3: writes into the RAM above 4 GiB and tells the test device.
+	codeHigh = []byte("" +
+		"\x48\xbf\x00\x00\x00\x00\x01\x00\x00\x00" + // movabs rdi, 0x100000000
+		"\xc7\x07\x78\x56\x34\x12" + //                 mov dword [rdi], 0x12345678
+		"\xbf\x00\x00\x10\xf0\x89\x07\xeb\xfe") //       mov edi, 0xf0100000; mov [rdi], eax; jmp $
 	codeUD2 = []byte("\x0f\x0b") // ud2, with an empty IDT: a triple fault
 
 	codePVPanic = []byte("\xba\x05\x05\x00\x00\xb0\x01\xee\xeb\xfe") // mov edx, 0x505; mov al, 1; out dx, al; jmp $
@@ -104,15 +109,17 @@ func flat(code []byte, ebx uint64) loader {
 }
 
 // user starts in ring 3 of long mode, where this kind of test machine runs code
-// natively. The first and the fourth GiB are mapped.
+// natively. The first, fourth and fifth GiB are mapped.
 func user(code []byte) loader {
 	return func(m *memory.Memory, _ boot.Source, _ memory.Addr) (boot.Entry, error) {
-		var tables [4 * 512]uint64 // PML4, PDPT, two page directories
-		const pml4, pdpt, low, high, flags = 0, 512, 1024, 1536, 7
+		var tables [5 * 512]uint64 // PML4, PDPT, three page directories
+		const pml4, pdpt, low, high, over, flags = 0, 512, 1024, 1536, 2048, 7
 		tables[pml4] = tablesAt + 8*pdpt | flags
 		tables[pdpt] = tablesAt + 8*low | flags
 		tables[pdpt+3] = tablesAt + 8*high | flags
+		tables[pdpt+4] = tablesAt + 8*over | flags
 		for i := range uint64(512) {
+			tables[over+i] = 4<<30 + i<<21 | 1<<7 | flags
 			tables[low+i] = i<<21 | 1<<7 | flags
 			tables[high+i] = 3<<30 + i<<21 | 1<<7 | flags
 		}

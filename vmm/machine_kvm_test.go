@@ -110,6 +110,21 @@ func TestMMIO(t *testing.T) {
 	}
 }
 
+func TestMemoryAboveTheHole(t *testing.T) {
+	cfg := testConfig()
+	cfg.MemoryBytes = uint64(memory.HoleStart) + 4<<20
+	m := newTestMachine(t, cfg, user(codeHigh))
+	b := addBell(t, m)
+	if err := m.Start(); err != nil {
+		t.Fatal(err)
+	}
+	b.wait(t)
+	var got [4]byte
+	if err := m.ram.ReadAt(got[:], memory.HoleEnd); err != nil || binary.LittleEndian.Uint32(got[:]) != 0x1234_5678 {
+		t.Errorf("% x above 4 GiB, %v", got, err)
+	}
+}
+
 func TestApplicationProcessors(t *testing.T) {
 	for _, n := range []int{2, 4} {
 		cfg := testConfig()
