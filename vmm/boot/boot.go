@@ -17,6 +17,7 @@
 package boot
 
 import (
+	"fmt"
 	"io"
 
 	"github.com/peervisor/peervisor/memory"
@@ -98,14 +99,49 @@ type Entry struct {
 // Load puts src into m and returns the state to start in. rsdp is where the
 // ACPI tables begin, already in m. m must be fresh: what was never written reads
 // as zero, so bss costs nothing.
+//
+// The kernel may be an ELF64 file, entered by PVH if it has the note of that and
+// by the 64-bit Linux protocol if not, or a bzImage, whose payload is unpacked
+// on the way into guest memory and then treated alike. After an error m has
+// undefined content.
 func Load(m *memory.Memory, src Source, rsdp memory.Addr) (Entry, error) {
-	return Entry{}, errNotYet
+	k, err := openKernel(src.Kernel, src.KernelSize)
+	if err != nil {
+		return Entry{}, fmt.Errorf("kernel %s: %w", src.KernelName, err)
+	}
+	defer k.close()
+	if _, err := lowRAM(m); err != nil {
+		return Entry{}, err
+	}
+	if err := k.load(m); err != nil {
+		return Entry{}, fmt.Errorf("kernel %s: %w", src.KernelName, err)
+	}
+	if err := putCmdline(m, src.Cmdline, k.cmdlineMax()); err != nil {
+		return Entry{}, err
+	}
+	initrd, err := putInitrd(m, &src, k)
+	if err != nil {
+		return Entry{}, fmt.Errorf("initrd %s: %w", src.InitrdName, err)
+	}
+	e, err := k.enter(m, initrd, rsdp)
+	if err != nil {
+		return Entry{}, fmt.Errorf("kernel %s: %w", src.KernelName, err)
+	}
+	e.KernelEnd, e.InitrdStart = k.elf.end(), initrd.start
+	return e, nil
 }
 
 // Unpack opens the kernel proper inside a file: the payload of a bzImage, or
 // the file itself if it is an ELF already. Read it to the end: the last Read
 // checks sums and lengths. format names what it was: "elf", "gzip", "xz", "lz4" or
-// "zstd". The caller closes the reader.
+// "zstd". The caller closes the reader. Errors do not name the file.
 func Unpack(kernel io.ReaderAt, size int64) (vmlinux io.ReadCloser, format string, err error) {
-	return nil, "", errNotYet
+	k, err := openKernel(kernel, size)
+	if err != nil {
+		return nil, "", err
+	}
+	if k.payload == nil {
+		return io.NopCloser(io.NewSectionReader(kernel, 0, size)), "elf", nil
+	}
+	return k.payload, k.payload.format, nil
 }

@@ -1,5 +1,0 @@
-package boot
-
-import "errors"
-
-var errNotYet = errors.New("boot: not written yet")
