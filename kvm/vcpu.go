@@ -49,6 +49,9 @@ func (c *VCPU) SetImmediateExit(on bool) {
 	}
 }
 
+// ImmediateExit says whether SetImmediateExit(true) is in force.
+func (c *VCPU) ImmediateExit() bool { return atomic.LoadUint32(c.immediate)&immediateExitBit != 0 }
+
 // Run enters the guest until something needs user space. errno 0: the reason
 // says what, and the view methods (IO, MMIO, …) have the details until the
 // next Run. EINTR: a signal or SetImmediateExit. EAGAIN: nothing happened, go on.
