@@ -6,29 +6,58 @@ import (
 	"time"
 )
 
-// Bounds of the busy polling between two sleeps, as QEMU's iothread has them.
+// Bounds of the busy polling between two sleeps.
 const (
-	// pollMax is the longest that a worker watches the available index before it
-	// sleeps. A wake-up costs about 7 us here, and the driver's exit more.
-	pollMax = 32 * time.Microsecond
-	// pollMin is the first step up from not polling.
-	pollMin = 4 * time.Microsecond
+	// pollFor is the longest that a worker watches the available index before it
+	// sleeps, as long as QEMU's iothread does. A wake-up costs 7 us on an idle host and
+	// several times that on a busy one, and the driver's notification an exit.
+	pollFor = 32 * time.Microsecond
+	// pollNear is how soon after going to sleep a request must come for polling to
+	// be tried. It includes a slow wake-up: what the request took to come is less.
+	pollNear = 200 * time.Microsecond
+	// pollMisses polls in vain in a row turn polling off, for pollSkipMin sleeps, and
+	// twice as many each time after, up to pollSkipMax.
+	pollMisses  = 4
+	pollSkipMin = 16
+	pollSkipMax = 32
 	// pollLooks is how often it looks between two looks at the clock.
 	pollLooks = 16
 )
 
-// pollWindow adapts how long a worker polls: it grows while requests come soon
-// after the worker went to sleep, and falls to nothing when they do not.
-type pollWindow time.Duration
+// poller decides whether polling is worth while. It is judged by its success and
+// not by how long the sleeps were: how long a wake-up takes says nothing about how
+// soon the request came.
+//
+//	         slept short, skip is 0
+//	off ───────────────────────────────► on ──┐ hit
+//	 ▲                                   │ ◄──┘
+//	 ├────── slept long ─────────────────┤
+//	 └────── pollMisses misses: skip ────┘
+type poller struct {
+	on           bool
+	misses       int // in a row, 0..pollMisses-1
+	skip, growth int // sleeps to go before the next trial, and how many next time
+}
 
-// slept learns from a request that came d after the last one was done.
-func (w *pollWindow) slept(d time.Duration) {
+// hit says that a poll has found a request.
+func (p *poller) hit() { p.misses, p.growth = 0, 0 }
+
+// slept says that a request ended a sleep, d after the last one was done. With
+// polling on, a poll had been in vain.
+func (p *poller) slept(d time.Duration) {
 	switch {
-	case d <= time.Duration(*w):
-	case d > pollMax:
-		*w = 0
+	case d > pollNear:
+		p.on, p.misses = false, 0
+	case !p.on && p.skip > 0:
+		p.skip--
+	case !p.on:
+		p.on = true
 	default:
-		*w = min(max(2**w, pollWindow(pollMin)), pollWindow(pollMax))
+		if p.misses++; p.misses == pollMisses {
+			p.on, p.misses = false, 0
+			p.growth = min(max(2*p.growth, pollSkipMin), pollSkipMax)
+			p.skip = p.growth
+		}
 	}
 }
 
@@ -102,9 +131,10 @@ type worker struct {
 	stopping atomic.Bool
 
 	epoch  time.Time // of the clock that polling looks at
-	window pollWindow
-	armed  bool // this sleep has asked for a notification
-	woken  bool // and a ring has ended it
+	poller poller
+	idle   time.Duration // on that clock: when the last batch was done
+	armed  bool          // this sleep has asked for a notification
+	woken  bool          // and a ring has ended it
 	ready  func(fd uintptr) bool
 }
 
@@ -163,26 +193,23 @@ func (w *worker) resubmit() {
 	}
 }
 
-// poll watches the queue for the window's time, while the driver does not
-// notify. True: there is something to do.
+// poll watches the queue for a short time, while the driver does not notify.
+// True: there is something to do.
 func (w *worker) poll() bool {
-	if w.window == 0 {
+	w.idle = time.Since(w.epoch)
+	if !w.poller.on {
 		return false
 	}
-	end := time.Duration(0)
 	for {
 		for range pollLooks {
 			if w.q.waiting() {
+				w.poller.hit()
 				w.q.count.pollHits.Add(1)
 				return true
 			}
 			spin()
 		}
-		now := time.Since(w.epoch)
-		if end == 0 {
-			end = now + time.Duration(w.window)
-		}
-		if now >= end || w.interrupted() {
+		if time.Since(w.epoch) >= w.idle+pollFor || w.interrupted() {
 			return false
 		}
 	}
@@ -190,7 +217,6 @@ func (w *worker) poll() bool {
 
 // sleep waits for the next notification. False: the bell is closed.
 func (w *worker) sleep() bool {
-	start := time.Since(w.epoch)
 	w.armed, w.woken = false, false
 	if !w.bell.wait(w.ready) {
 		return false
@@ -200,7 +226,7 @@ func (w *worker) sleep() bool {
 		w.q.count.wakes.Add(1)
 	}
 	if w.q.waiting() {
-		w.window.slept(time.Since(w.epoch) - start + time.Duration(w.window))
+		w.poller.slept(time.Since(w.epoch) - w.idle)
 	}
 	return true
 }
