@@ -286,7 +286,7 @@ func withPanic(e Exit, text string) Exit {
 		return e
 	}
 	switch e.Reason {
-	case ReasonReset, ReasonTripleFault, ReasonPowerOff, ReasonPanic:
+	case ReasonReset, ReasonTripleFault, ReasonPanic:
 		return Exit{Reason: ReasonPanic, Detail: text}
 	}
 	return e

@@ -1,6 +1,7 @@
 package vmm
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -72,9 +73,8 @@ func TestPanicOnSerial(t *testing.T) {
 	cfg := testConfig()
 	cfg.Serial.Out = out
 	text := "[    1.0] Kernel panic - not syncing: no root\x1b[2J\r\n"
-	code := append([]byte(nil), codeHello[:len(codeHello)-6]...)
+	code := bytes.Replace(codeHello, []byte(powerOff+"hello\n"), []byte(resetBy0xCF9+text), 1)
 	code[11] = byte(len(text)) // mov ecx, len
-	code = append(code, text...)
 	m := newTestMachine(t, cfg, flat(code, 0))
 	if e := runToEnd(t, m); e.Reason != ReasonPanic || e.Detail != "Kernel panic - not syncing: no root?[2J" {
 		t.Errorf("ended by %v", e)

@@ -14,6 +14,9 @@ const (
 	// the last line, which is printed only where the kernel then stops for ever.
 	panicStart = "Kernel panic - not syncing"
 	panicEnd   = "---[ end Kernel panic - not syncing"
+	// orderlyRestart is what the kernel says before a reboot that was asked for, and
+	// not before one after a panic: what looked like a panic was somebody's text.
+	orderlyRestart = "reboot: Restarting system"
 
 	// panicSilence is how long the port must be silent after panicEnd until the
 	// guest counts as halted: whoever prints an old log goes on with a prompt.
@@ -66,6 +69,9 @@ func (w *panicWatch) scan(p []byte) {
 func (w *panicWatch) lineLocked() {
 	switch i := bytes.Index(w.line, []byte(panicStart)); {
 	case i < 0:
+		if bytes.Contains(w.line, []byte(orderlyRestart)) {
+			w.text = ""
+		}
 	case bytes.Contains(w.line, []byte(panicEnd)):
 		if w.text != "" && !w.closed {
 			w.timer = w.clock.AfterFunc(panicSilence, w.silent)
