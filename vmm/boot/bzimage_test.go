@@ -225,8 +225,7 @@ func FuzzBzImage(f *testing.F) {
 		if len(kernel) < bzHeaderBytes {
 			return
 		}
-		// The marks are given, so that the fuzzer comes past them; a size is kept
-		// small, so that it does not spend its time on zeroes.
+		// The marks are given, so that the fuzzer comes past them.
 		kernel = bytes.Clone(kernel)
 		binary.LittleEndian.PutUint16(kernel[boot_flag:], bootFlag)
 		copy(kernel[header_magic:], headerMagic)
