@@ -118,9 +118,16 @@ func buildInitramfs(ctx context.Context, w io.Writer, opts InitramfsOptions) err
 		return err
 	}
 	a := newArchive(w)
-	// The kernel runs /init, and opens /dev/console, which its built-in archive has.
+	// PID 1's own descriptors are opened before it can mount /dev: the kernel opens the
+	// console, and a Go program needs the null device if there is none.
+	if err := a.parents("/dev"); err != nil {
+		return err
+	}
+	if err := errors.Join(a.device("/dev/console", 5, 1), a.device("/dev/null", 1, 3)); err != nil {
+		return err
+	}
 	files := []File{{Path: "/init", Mode: 0o755, Data: opts.Init}}
-	for _, dir := range []string{"/dev", "/proc", "/sys", "/run", "/root", "/mnt"} {
+	for _, dir := range []string{"/proc", "/sys", "/run", "/root", "/mnt"} {
 		files = append(files, File{Path: dir, Dir: true})
 	}
 	files = append(files, File{Path: "/tmp", Dir: true, Mode: 0o1777})
@@ -301,6 +308,28 @@ func (a *archive) body(h *cpio.Header, r io.Reader) error {
 	}
 	return a.cpio.Flush()
 }
+
+// device adds a character device. The library has no device numbers, so this
+// header is written here (Documentation/driver-api/early-userspace/buffer-format.rst):
+// magic, inode, mode, uid, gid, nlink, mtime, size, device 2, special device 2, name
+// size, check, each of eight hexadecimal digits.
+func (a *archive) device(name string, major, minor int) error {
+	if err := a.cpio.Flush(); err != nil {
+		return err
+	}
+	a.seen[name] = false
+	name = name[1:] + "\x00"
+	h := fmt.Sprintf("070701%08X%08X%08X%08X%08X%08X%08X%08X%08X%08X%08X%08X%08X%s",
+		deviceInodes+len(a.seen), cpio.TypeChar|0o666, 0, 0, 1, 0, 0, 0, 0, major, minor, len(name), 0, name)
+	for len(h)%4 != 0 {
+		h += "\x00"
+	}
+	_, err := a.w.WriteString(h)
+	return err
+}
+
+// deviceInodes is where the inode numbers of devices start, clear of the library's.
+const deviceInodes = 0x4000_0000
 
 func (a *archive) close() error {
 	if err := a.cpio.Close(); err != nil {

@@ -39,31 +39,31 @@ type command struct {
 
 func (c *command) run() {
 	e := c.engine
+	var err error
 	if e.cfg.Ready != nil {
-		e.cfg.Ready()
+		err = e.cfg.Ready()
 	}
 	if !c.claimInput() {
 		return
 	}
-	if err := c.start(); err != nil {
-		e.mu.Lock()
-		e.cmd, e.input = nil, nil
-		e.cond.Broadcast()
-		e.mu.Unlock()
+	if err == nil {
+		err = c.start()
+	}
+	if err != nil {
 		code := control.CodeOther
 		if se, ok := err.(*startError); ok {
 			code = se.code
 		}
-		e.report(control.Failed(c.id, code, err.Error()))
+		e.leave(control.Failed(c.id, code, err.Error()))
 		return
 	}
 	e.report(control.Message{Type: control.TypeStarted, ID: c.id})
 	ws := <-c.status
 	stdout, stderr := c.finish()
 	if ws.Signaled() {
-		e.report(control.Signalled(c.id, int(ws.Signal()), stdout, stderr))
+		e.leave(control.Signalled(c.id, int(ws.Signal()), stdout, stderr))
 	} else {
-		e.report(control.Exited(c.id, ws.ExitStatus(), stdout, stderr))
+		e.leave(control.Exited(c.id, ws.ExitStatus(), stdout, stderr))
 	}
 }
 
@@ -255,7 +255,6 @@ func (c *command) finish() (stdoutBytes, stderrBytes uint64) {
 	in.dropLocked() // from here on the rest of its input is thrown away
 	e.settleLocked(in)
 	c.pid = 0
-	e.cmd = nil
 	if c.master >= 0 {
 		unix.Close(c.master)
 		c.master = -1

@@ -23,6 +23,7 @@ import (
 	"io"
 	"os"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -51,15 +52,18 @@ type Config struct {
 	// Kernel is what hello says.
 	Kernel string
 	// Ready, if set, is called before each command starts, on the command's own
-	// goroutine; it may block for a bounded time (the network is coming up).
-	Ready func()
+	// goroutine; it may block for a bounded time (the network is coming up). Its
+	// error is why the command cannot run.
+	Ready func() error
+	// Greeted, if set, is called once hello was sent: from then on Notice may be used.
+	Greeted func()
 }
 
 // Engine serves one host for one boot.
 type Engine struct {
 	cfg Config
 
-	writeMu sync.Mutex // serialises lines on Ctl; taken last
+	writeMu sync.Mutex // serialises lines on Ctl; taken before mu
 
 	mu      sync.Mutex
 	cond    *sync.Cond // on mu: input, its fields, or closed changed
@@ -68,6 +72,7 @@ type Engine struct {
 	lastID  uint64
 	pumping bool // the goroutine that reads Stdin was started
 	closed  bool // Serve is over
+	greeted bool // hello was sent
 }
 
 // New makes an Engine. Nothing runs before Serve.
@@ -88,6 +93,12 @@ func (e *Engine) Serve() (Action, error) {
 	}()
 	if err := e.send(control.Message{Type: control.TypeHello, Version: control.Version, Kernel: e.cfg.Kernel}); err != nil {
 		return Gone, err
+	}
+	e.mu.Lock()
+	e.greeted = true
+	e.mu.Unlock()
+	if e.cfg.Greeted != nil {
+		e.cfg.Greeted()
 	}
 	r := control.NewReader(e.cfg.Ctl)
 	for {
@@ -183,12 +194,59 @@ func (e *Engine) send(m control.Message) error {
 	return err
 }
 
+// leave reports the end of the command that runs, and makes room for the next one
+// before the host can know of it.
+func (e *Engine) leave(m control.Message) {
+	line, err := control.Encode(m)
+	e.writeMu.Lock()
+	defer e.writeMu.Unlock()
+	e.mu.Lock()
+	e.cmd = nil
+	if m.Type == control.TypeFailed {
+		e.input = nil // the host sent none
+	}
+	e.cond.Broadcast()
+	e.mu.Unlock()
+	if err == nil {
+		_, _ = e.cfg.Ctl.Write(line) // if the host is gone Serve finds out
+	}
+}
+
 // Terminate sends SIGTERM to the command that runs, if there is one.
 func (e *Engine) Terminate() {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if e.cmd != nil {
 		e.cmd.signalLocked(unix.SIGTERM)
+	}
+}
+
+// Greeted tells whether hello was sent, so that Notice does not come before it.
+func (e *Engine) Greeted() bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.greeted
+}
+
+// Idle waits until no command runs and the last one's end was reported, for a bounded time.
+func (e *Engine) Idle(within time.Duration) {
+	timer := time.AfterFunc(within, e.cond.Broadcast)
+	defer timer.Stop()
+	deadline := time.Now().Add(within)
+	e.mu.Lock()
+	for e.cmd != nil && !e.closed && time.Now().Before(deadline) {
+		e.cond.Wait()
+	}
+	e.mu.Unlock()
+	reported := make(chan struct{})
+	go func() {
+		e.writeMu.Lock()
+		e.writeMu.Unlock() //nolint:staticcheck // only to come after the report
+		close(reported)
+	}()
+	select {
+	case <-reported:
+	case <-time.After(time.Until(deadline)): // the host does not read
 	}
 }
 
