@@ -23,7 +23,8 @@
 //
 // # Lock order
 //
-// Machine.life (one life-cycle call at a time), then Machine.mu (state), then
-// msix.mu or router.mu. No lock is held while a device half or a transport is called,
-// but life.
+// Machine.life (one life-cycle call at a time), then Machine.mu, gate.mu or
+// vcpu.mu, which are never held together. A vector's lock, then router.mu; a
+// barWindow's lock, then the bus's. Device halves and transports are called with
+// life held at most.
 package vmm

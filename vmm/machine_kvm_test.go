@@ -289,9 +289,12 @@ func TestLoaderErrorLeavesNothing(t *testing.T) {
 // A hundred machines come and go without leaving a goroutine, descriptor,
 // thread or mapping.
 func TestHundredCycles(t *testing.T) {
+	byPCI, byMMIO := rngConfig(t, TransportPCI), rngConfig(t, TransportMMIO)
+	byMMIO.Devices[0].Name = "rng1"
+	devices := append(byPCI.Devices, byMMIO.Devices...) // the same halves, again and again
 	cycle := func() {
 		cfg := testConfig()
-		cfg.CPUs = 2
+		cfg.CPUs, cfg.Devices = 2, devices
 		cfg.Serial.Out = newOutput()
 		m := newTestMachine(t, cfg, user(codeCount))
 		b := addBell(t, m)

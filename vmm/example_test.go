@@ -1,0 +1,46 @@
+package vmm_test
+
+import (
+	"context"
+	"fmt"
+	"log"
+	"os"
+
+	"github.com/peervisor/peervisor/virtio/rng"
+	"github.com/peervisor/peervisor/vmm"
+	"github.com/peervisor/peervisor/vmm/boot"
+)
+
+// A kernel boots with its console on this program's standard output, and an
+// entropy device, until it powers itself off.
+func Example() {
+	kernel, err := os.Open("vmlinuz")
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer kernel.Close()
+	info, err := kernel.Stat()
+	if err != nil {
+		log.Fatal(err)
+	}
+	entropy, err := rng.New(rng.Config{})
+	if err != nil {
+		log.Fatal(err)
+	}
+	m, err := vmm.New(vmm.Config{
+		CPUs:        2,
+		MemoryBytes: 512 << 20,
+		Boot:        boot.Source{Kernel: kernel, KernelSize: info.Size(), KernelName: "vmlinuz", Cmdline: "console=ttyS0 panic=-1"},
+		Serial:      vmm.SerialConfig{Out: os.Stdout},
+		Devices:     []vmm.DeviceConfig{{Name: "rng0", Half: entropy}},
+	})
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer m.Close()
+	if err := m.Start(); err != nil {
+		log.Fatal(err)
+	}
+	exit, err := m.Wait(context.Background())
+	fmt.Println(exit, err)
+}
