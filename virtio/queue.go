@@ -182,6 +182,8 @@ func (q *queue) pop(ch Channel) ([]*Request, error) {
 			return nil, fmt.Errorf("chain at descriptor %d: %w", head, err)
 		}
 		s.req.Init(ch, q.index, q.nextSeq, uint64(head), s.segs[:readable:readable], s.segs[readable:])
+		// Now, and not with the batch: the same head may come again in it.
+		s.state.Store(slotOut)
 		readBytes += s.req.readLen
 		q.segsOut.Add(int64(len(s.segs)))
 		batch = append(batch, &s.req)
@@ -193,7 +195,9 @@ func (q *queue) pop(ch Channel) ([]*Request, error) {
 	}
 	q.count.requests.Add(uint64(len(batch)))
 	q.count.readBytes.Add(uint64(readBytes))
-	q.handOver(batch)
+	q.mu.Lock()
+	q.out += len(batch)
+	q.mu.Unlock()
 	return batch, nil
 }
 
@@ -206,16 +210,6 @@ func (q *queue) mayGoOn() bool {
 	}
 	q.starved.Store(false)
 	return true
-}
-
-// handOver makes the requests the device half's.
-func (q *queue) handOver(batch []*Request) {
-	q.mu.Lock()
-	for _, r := range batch {
-		q.slots[r.Token].state.Store(slotOut)
-	}
-	q.out += len(batch)
-	q.mu.Unlock()
 }
 
 // suppress advises the driver that notifications are not needed. With EVENT_IDX

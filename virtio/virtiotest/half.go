@@ -223,3 +223,10 @@ func (d *Device) Count() (activations, resets, writes int) {
 	defer d.mu.Unlock()
 	return len(d.Activated), d.Resets, len(d.Writes)
 }
+
+// QuiesceCount is how often Quiesce was called.
+func (d *Device) QuiesceCount() int {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return len(d.Quiesced)
+}

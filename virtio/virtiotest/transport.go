@@ -90,6 +90,12 @@ type PCI struct {
 func NewPCI(tb testing.TB, half virtio.Device, mem *memory.Memory) *PCI {
 	tb.Helper()
 	p := NewPCIRaw(tb, half, mem)
+	p.Firmware()
+	return p
+}
+
+// Firmware sets up what a driver finds: again after a reset of the machine.
+func (p *PCI) Firmware() {
 	for i := range p.Vectors() {
 		p.Write32(barTable+uint64(i)*16, 0xFEE0_0000)
 		p.Write32(barTable+uint64(i)*16+8, uint32(0x40+i))
@@ -97,7 +103,6 @@ func NewPCI(tb testing.TB, half virtio.Device, mem *memory.Memory) *PCI {
 	}
 	p.WriteConfig16(4, 6)
 	p.WriteConfig16(msixCap+2, 0x8000)
-	return p
 }
 
 // NewPCIRaw is NewPCI without the firmware's and driver's set-up.
