@@ -91,7 +91,7 @@ func prepare(ctx context.Context, cfg Config) (parts, error) {
 		Kernel: img.kernel,
 		// What the root and the shares are on; kvm-amd has no device that would ask for it.
 		Modules: []string{"virtio_pci", "virtio_blk", "virtio_console", "ext4", "9p", "9pnet_virtio"},
-		Preload: []string{"kvm-amd"},
+		Preload: []string{"crc32c_generic", "crc32c_intel", "kvm-amd"},
 	})
 	if err != nil {
 		return parts{}, errors.Join(err, img.root.Close())

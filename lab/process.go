@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -97,12 +98,12 @@ func clientPorts(pairs []portPair) agent.Ports {
 
 // Bounds of what an error repeats of a log.
 const (
-	tailBytes = 4096
+	tailBytes = 16 << 10
 	tailLines = 12
 )
 
-// tail is the last lines of a log, for an error message. Colours and carriage
-// returns of a console are taken out.
+// tail is what an error message repeats of a log: from a kernel's panic on if there is
+// one, else the last lines. Colours and carriage returns of a console are taken out.
 func tail(file string) string {
 	f, err := os.Open(file)
 	if err != nil {
@@ -118,14 +119,22 @@ func tail(file string) string {
 	if err != nil {
 		return ""
 	}
-	text := strings.Map(func(r rune) rune {
+	return excerpt(string(b))
+}
+
+func excerpt(text string) string {
+	text = strings.Map(func(r rune) rune {
 		if r < ' ' && r != '\n' || r == 0x7F {
 			return -1
 		}
 		return r
-	}, string(b))
+	}, text)
 	lines := strings.Split(strings.TrimSpace(text), "\n")
-	return strings.Join(lines[max(0, len(lines)-tailLines):], "\n")
+	from := slices.IndexFunc(lines, func(line string) bool { return strings.Contains(line, "Kernel panic") })
+	if from < 0 {
+		from = max(0, len(lines)-tailLines)
+	}
+	return strings.Join(lines[from:min(len(lines), from+tailLines)], "\n")
 }
 
 // lastWords is what the logs in dir say about the end of a lab host.

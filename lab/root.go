@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 
 	"golang.org/x/sync/errgroup"
@@ -103,7 +104,7 @@ func unpackDeb(ctx context.Context, deb, root string) error {
 }
 
 func writeSkeleton(root string) error {
-	mountPoints := []string{FilesDir, CacheMount, ResultsMount, "/mnt", "/work"}
+	mountPoints := slices.Clone(madeTargets)
 	for _, dir := range append(mountPoints, "/proc", "/sys", "/dev", "/run", "/tmp", "/etc", "/root", "/var/tmp") {
 		if err := os.MkdirAll(filepath.Join(root, dir), 0o755); err != nil {
 			return err

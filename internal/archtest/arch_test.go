@@ -41,6 +41,7 @@ var mayImport = map[string][]string{
 	"kernel/bare":       {},
 	"guest":             {"kvm/…", "memory", "virtio/…", "network", "vmm/…", "kernel/…", "remoteio/…", "migrate/…", "identity/…"},
 	"lab":               {"kernel/…"},
+	"lab/labtest":       {"lab", "kernel/…", "internal/testenv"},
 	"cmd":               {"guest", "kvm/…", "vmm", "lab", "kernel/…", "cmd/…"},
 	"internal/testenv":  {},
 	"internal/archtest": {},
