@@ -1,7 +1,6 @@
 package network
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -109,9 +108,7 @@ func (u *User) serveTCPForward(l *net.TCPListener, guest netip.AddrPort) {
 }
 
 func (u *User) forwardTCP(c *net.TCPConn, guest netip.AddrPort) {
-	ctx, cancel := context.WithCancel(u.ctx)
-	defer cancel()
-	ep, wq, err := u.connectGuest(ctx, guest)
+	ep, wq, err := u.connectGuest(guest)
 	if err != nil {
 		u.stats.tcpFailed.Add(1)
 		u.cfg.Log.Debug("guest did not take forwarded connection", "guest", guest.String(), "error", err.Error())

@@ -33,6 +33,7 @@ type guest struct {
 	off   vnet.Offload
 	stack *stack.Stack
 	done  chan struct{}
+	once  sync.Once
 
 	sendMu     sync.Mutex
 	dispatcher stack.NetworkDispatcher
@@ -91,9 +92,11 @@ func (g *guest) configure(u *User) *guest {
 }
 
 func (g *guest) close() {
-	_ = g.conn.Close()
-	<-g.done
-	g.stack.Destroy()
+	g.once.Do(func() {
+		_ = g.conn.Close()
+		<-g.done
+		g.stack.Destroy()
+	})
 }
 
 func (g *guest) receive() {

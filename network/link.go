@@ -36,6 +36,7 @@ const userOffloads = vnet.TxChecksum | vnet.TxTSO4 | vnet.TxTSO6 | vnet.TxECN | 
 type link struct {
 	mac   tcpip.LinkAddress
 	mtu   uint32
+	own   [2]netip.Addr // gateway and DNS
 	stats *userCounters
 
 	dispatcher atomic.Pointer[stack.NetworkDispatcher]
@@ -408,26 +409,58 @@ func (c *userConn) Send(_ vnet.Header, frame [][]byte) error {
 		skip -= k
 		_, _ = v.Write(s[k:])
 	}
-	c.learn(proto, eth[6:12], v.AsSlice())
-	p := stack.NewPacketBuffer(stack.PacketBufferOptions{Payload: buffer.MakeWithView(v)})
-	p.PktType = kind
-	(*dp).DeliverNetworkPacket(proto, p)
-	p.DecRef()
+	if proto == header.ARPProtocolNumber {
+		c.sendARP(*dp, kind, eth[6:12], v)
+		return nil
+	}
+	c.learn(eth[6:12], v.AsSlice(), ipv4Source)
+	c.deliver(*dp, proto, kind, v)
 	return nil
 }
 
+func (c *userConn) deliver(d stack.NetworkDispatcher, proto tcpip.NetworkProtocolNumber, kind tcpip.PacketType, v *buffer.View) {
+	p := stack.NewPacketBuffer(stack.PacketBufferOptions{Payload: buffer.MakeWithView(v)})
+	p.PktType = kind
+	d.DeliverNetworkPacket(proto, p)
+	p.DecRef()
+}
+
+// sendARP delivers an ARP packet if it is for the stack, and learns from it
+// afterwards: an entry that is put in while it is being asked for counts as a failure.
+func (c *userConn) sendARP(d stack.NetworkDispatcher, kind tcpip.PacketType, mac []byte, v *buffer.View) {
+	packet := append(make([]byte, 0, header.ARPSize), v.AsSlice()[:min(header.ARPSize, v.Size())]...)
+	if c.l.answersARP(packet) {
+		c.deliver(d, header.ARPProtocolNumber, kind, v)
+	} else {
+		v.Release()
+	}
+	c.learn(mac, packet, arpSource)
+}
+
+// answersARP says whether an ARP packet is for the stack. Being promiscuous, it
+// would claim every address that is asked for, the guest's own among them.
+func (l *link) answersARP(packet []byte) bool {
+	if len(packet) < header.ARPSize {
+		return false
+	}
+	a := header.ARP(packet)
+	target := netip.AddrFrom4([4]byte(a.ProtocolAddressTarget()))
+	return a.Op() == header.ARPReply || target == l.own[0] || target == l.own[1]
+}
+
+// Where the sender's IPv4 address stands in a packet.
+const (
+	ipv4Source = 12
+	arpSource  = 14
+)
+
 // learn notes the address that the frame came from, so that answers need no ARP:
 // a guest that is paused for a while must not become unreachable.
-func (c *userConn) learn(proto tcpip.NetworkProtocolNumber, mac, packet []byte) {
-	var addr [4]byte
-	switch {
-	case proto == header.IPv4ProtocolNumber && len(packet) >= header.IPv4MinimumSize:
-		addr = [4]byte(packet[12:16])
-	case proto == header.ARPProtocolNumber && len(packet) >= header.ARPSize:
-		addr = [4]byte(packet[14:18])
-	default:
+func (c *userConn) learn(mac, packet []byte, at int) {
+	if len(packet) < at+4 {
 		return
 	}
+	addr := [4]byte(packet[at:])
 	if addr == c.lastAddr && [6]byte(mac) == c.lastMAC {
 		return
 	}

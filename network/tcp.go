@@ -3,6 +3,7 @@ package network
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"net/netip"
 	"sync"
@@ -203,38 +204,47 @@ func tuneEndpoint(ep tcpip.Endpoint) {
 }
 
 // connectGuest opens a connection to the guest, from the gateway's address.
-func (u *User) connectGuest(ctx context.Context, to netip.AddrPort) (tcpip.Endpoint, *waiter.Queue, error) {
-	ctx, cancel := context.WithTimeout(ctx, guestTimeout)
+func (u *User) connectGuest(to netip.AddrPort) (tcpip.Endpoint, *waiter.Queue, error) {
+	ctx, cancel := context.WithTimeout(u.ctx, guestTimeout)
 	defer cancel()
+	ep, wq, terr := u.tryGuest(ctx, to)
+	if _, ok := terr.(*tcpip.ErrHostUnreachable); ok {
+		// Perhaps the guest was learned in the middle of being asked for: once more.
+		ep, wq, terr = u.tryGuest(ctx, to)
+	}
+	if terr != nil {
+		return nil, nil, fmt.Errorf("connect to guest %v: %v", to, terr)
+	}
+	tuneEndpoint(ep)
+	return ep, wq, nil
+}
+
+func (u *User) tryGuest(ctx context.Context, to netip.AddrPort) (tcpip.Endpoint, *waiter.Queue, tcpip.Error) {
 	wq := &waiter.Queue{}
 	ep, terr := u.stack.NewEndpoint(tcp.ProtocolNumber, ipv4.ProtocolNumber, wq)
 	if terr != nil {
-		return nil, nil, errors.New(terr.String())
+		return nil, nil, terr
 	}
 	entry, events := waiter.NewChannelEntry(waiter.WritableEvents | waiter.EventErr | waiter.EventHUp)
 	wq.EventRegister(&entry)
 	defer wq.EventUnregister(&entry)
-	fail := func(err error) (tcpip.Endpoint, *waiter.Queue, error) {
-		ep.Abort()
-		ep.Close()
-		return nil, nil, err
+	terr = ep.Bind(tcpip.FullAddress{NIC: nicID, Addr: toTCPIP(u.cfg.Gateway)})
+	if terr == nil {
+		terr = ep.Connect(tcpip.FullAddress{NIC: nicID, Addr: toTCPIP(to.Addr()), Port: to.Port()})
 	}
-	if terr := ep.Bind(tcpip.FullAddress{NIC: nicID, Addr: toTCPIP(u.cfg.Gateway)}); terr != nil {
-		return fail(errors.New(terr.String()))
-	}
-	terr = ep.Connect(tcpip.FullAddress{NIC: nicID, Addr: toTCPIP(to.Addr()), Port: to.Port()})
 	if _, started := terr.(*tcpip.ErrConnectStarted); started {
 		select {
 		case <-events:
 			terr = ep.LastError()
 		case <-ctx.Done():
-			return fail(ctx.Err())
+			terr = &tcpip.ErrTimeout{}
 		}
 	}
 	if terr != nil {
-		return fail(errors.New(terr.String()))
+		ep.Abort()
+		ep.Close()
+		return nil, nil, terr
 	}
-	tuneEndpoint(ep)
 	return ep, wq, nil
 }
 

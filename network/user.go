@@ -9,6 +9,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"gvisor.dev/gvisor/pkg/log"
 	"gvisor.dev/gvisor/pkg/tcpip"
 	"gvisor.dev/gvisor/pkg/tcpip/header"
 	"gvisor.dev/gvisor/pkg/tcpip/network/arp"
@@ -56,6 +57,9 @@ func NewUser(cfg UserConfig) (*User, error) {
 	if err != nil {
 		return nil, fmt.Errorf("configure user network: %w", err)
 	}
+	// gVisor logs to standard error, for the whole process; what a guest can provoke
+	// is below this level.
+	log.SetLevel(log.Warning)
 	u := &User{cfg: cfg}
 	u.ctx, u.cancel = context.WithCancel(context.Background())
 	if u.routes, err = openKernelRoutes(); err != nil {
@@ -64,7 +68,7 @@ func NewUser(cfg UserConfig) (*User, error) {
 	}
 	u.policy = &policy{network: cfg.Network, gateway: cfg.Gateway, dns: cfg.DNS,
 		hostAccess: cfg.HostAccess, restrict: cfg.Restrict, routeType: u.routes.typeOf}
-	u.link = &link{mac: gatewayMAC(cfg.Gateway), mtu: uint32(cfg.MTU), stats: &u.stats, learned: u.learned}
+	u.link = &link{mac: gatewayMAC(cfg.Gateway), mtu: uint32(cfg.MTU), own: [2]netip.Addr{cfg.Gateway, cfg.DNS}, stats: &u.stats, learned: u.learned}
 	u.dhcp = newDHCPServer(&u.cfg, time.Now)
 	u.dns = newDNSServer(u)
 	u.flows.init(u)
