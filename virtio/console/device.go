@@ -224,13 +224,16 @@ func (d *Device) Close() error {
 	if done {
 		return nil
 	}
+	for _, p := range d.ports {
+		p.close()
+	}
+	d.wg.Wait()
 	var errs []error
 	for _, p := range d.ports {
-		if lost := p.close(); lost > 0 {
+		if lost := p.unwritten(); lost > 0 {
 			errs = append(errs, fmt.Errorf("close console port %d %q: %d bytes of output were not written", p.id, p.cfg.Name, lost))
 		}
 	}
-	d.wg.Wait()
 	return errors.Join(errs...)
 }
 

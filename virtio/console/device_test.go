@@ -7,6 +7,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -284,15 +285,19 @@ func TestHugeOutputAndQuiesce(t *testing.T) {
 	}
 }
 
-// Close with output that was accepted and not written says so.
+// deadlined is a stuck writer that a deadline lets go.
+type deadlined struct{ stuck }
+
+func (w *deadlined) SetWriteDeadline(time.Time) error { close(w.free); return nil }
+
+// Close ends a writer that can be given a deadline, and says what was lost.
 func TestCloseLosesOutput(t *testing.T) {
-	w := &stuck{in: make(chan struct{}, 1), free: make(chan struct{})}
-	dev, d := newConsole(t, console.Config{Ports: []console.Port{{Console: true, Out: w}}})
-	d.send(1, []byte("abc"))
+	w := &deadlined{stuck{in: make(chan struct{}, 1), free: make(chan struct{})}}
+	dev, d := newConsole(t, console.Config{Ports: []console.Port{{Console: true, Out: w}}, BufferBytes: 4096})
+	d.send(1, make([]byte, 4000))
 	<-w.in
-	time.AfterFunc(time.Millisecond, func() { close(w.free) })
-	if err := dev.Close(); err == nil {
-		t.Error("no error")
+	if err := dev.Close(); err == nil || !strings.Contains(err.Error(), "2976 bytes of output were not written") {
+		t.Errorf("error %v", err)
 	}
 }
 

@@ -281,8 +281,10 @@ func (p *port) write() {
 		}
 		p.mu.Lock()
 		if err != nil {
-			n = p.out.n // lost
 			p.discard = true
+			if !p.closing { // else Close counts what is left
+				n = p.out.n
+			}
 		}
 		p.out.drop(n)
 		p.idle.Broadcast()
@@ -354,15 +356,13 @@ func (p *port) reset() {
 	}
 }
 
-// close makes the goroutines end as soon as In and Out let them, and returns
-// how many accepted bytes were not written.
-func (p *port) close() int {
+// close makes the goroutines end as soon as In and Out let them.
+func (p *port) close() {
 	p.mu.Lock()
 	p.closing = true
 	p.room.Broadcast()
 	p.data.Broadcast()
 	p.idle.Broadcast()
-	lost := p.out.n
 	in, out := p.cfg.In, p.cfg.Out
 	reading, writing := p.reading && !p.ended, p.writing
 	p.mu.Unlock()
@@ -373,5 +373,11 @@ func (p *port) close() int {
 	if f, ok := out.(interface{ SetWriteDeadline(time.Time) error }); ok && writing {
 		_ = f.SetWriteDeadline(time.Unix(1, 0))
 	}
-	return lost
+}
+
+// unwritten is how many accepted bytes are left when the goroutines have ended.
+func (p *port) unwritten() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.out.n
 }
