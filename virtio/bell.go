@@ -66,17 +66,26 @@ func (b *bell) write() {
 func (b *bell) wait(ready func(fd uintptr) bool) bool { return b.conn.Read(ready) == nil }
 
 // kicks is the number of driver notifications so far.
+//
+// Reading the counter can swallow an edge: epoll looks at the eventfd once more
+// before it reports one, and finds 0. So whoever took something rings again.
 func (b *bell) kicks() uint64 {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	taken := uint64(0)
 	var buf [8]byte
 	_ = b.conn.Control(func(fd uintptr) {
 		if n, err := unix.Read(int(fd), buf[:]); err == nil && n == len(buf) {
-			b.total += binary.NativeEndian.Uint64(buf[:])
+			taken = binary.NativeEndian.Uint64(buf[:])
 		}
 	})
+	b.total += taken
+	rings := b.rings.Load()
+	if taken > 0 {
+		b.ring()
+	}
 	// A ring between its count and its write would make this negative.
-	if rings := b.rings.Load(); b.total > rings {
+	if b.total > rings {
 		return b.total - rings
 	}
 	return 0
