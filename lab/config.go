@@ -213,6 +213,14 @@ func validPackageName(name string) bool {
 	return len(name) >= 2 && !strings.HasSuffix(name, "-") && (!strings.HasSuffix(name, "+") || strings.HasSuffix(name, "++"))
 }
 
+// ownDirs are what a lab host cannot do without.
+var ownDirs = []string{"/bin", "/dev", "/etc", "/lib", "/lib64", "/proc", "/run", "/sbin", "/sys", "/usr/bin", "/usr/lib", "/usr/lib64", "/usr/sbin", FilesDir}
+
+// within says whether file is dir or lies below it.
+func within(file, dir string) bool {
+	return file == dir || strings.HasPrefix(file, dir+"/")
+}
+
 // shareList adds the lab's own shares to the caller's and makes sources absolute.
 func shareList(cfg Config) ([]Share, error) {
 	shares := []Share{{Source: cfg.CacheDir, Target: CacheMount, ReadOnly: true}}
@@ -225,8 +233,12 @@ func shareList(cfg Config) ([]Share, error) {
 		if !path.IsAbs(s.Target) || path.Clean(s.Target) != s.Target || s.Target == "/" {
 			return nil, fmt.Errorf("share %s: %q is not a plain absolute path", s.Source, s.Target)
 		}
-		if strings.ContainsAny(s.Target, ":'\n\x00 ") {
-			return nil, fmt.Errorf("share %s: mount point %q has a character that cannot stand there", s.Source, s.Target)
+		if strings.ContainsRune(s.Target, 0) {
+			return nil, fmt.Errorf("share %s: mount point %q has a NUL byte", s.Source, s.Target)
+		}
+		if i := slices.IndexFunc(ownDirs, func(own string) bool { return within(own, s.Target) }); i >= 0 {
+			return nil, fmt.Errorf("share %s: mounted on %s it would hide %s of the lab host: choose another mount point, as /work",
+				s.Source, s.Target, ownDirs[i])
 		}
 		abs, err := filepath.Abs(s.Source)
 		if err != nil {

@@ -54,7 +54,10 @@ func TestConfigErrors(t *testing.T) {
 		{Config{Files: []File{{Source: "x", Path: "a//x"}}}, `"a//x"`},
 		{Config{Shares: []Share{{Source: dir, Target: "work"}}}, `"work"`},
 		{Config{Shares: []Share{{Source: dir, Target: "/"}}}, `"/"`},
-		{Config{Shares: []Share{{Source: dir, Target: "/a b"}}}, "/a b"},
+		{Config{Shares: []Share{{Source: dir, Target: "/a\x00b"}}}, "NUL"},
+		{Config{Shares: []Share{{Source: dir, Target: "/usr"}}}, "would hide /usr/bin"},
+		{Config{Shares: []Share{{Source: dir, Target: "/etc"}}}, "would hide /etc"},
+		{Config{Shares: []Share{{Source: dir, Target: "/opt"}}}, "would hide /opt/peervisor"},
 		{Config{Shares: []Share{{Source: filepath.Join(dir, "none"), Target: "/a"}}}, "no such file"},
 		{Config{Shares: []Share{{Source: file, Target: "/a"}}}, "not a directory"},
 	} {

@@ -182,7 +182,7 @@ func (s *store) makeLocked(ctx context.Context, req request, stamp string) error
 	if err != nil {
 		return err
 	}
-	defer os.RemoveAll(temp)
+	defer func() { _ = os.RemoveAll(temp) }() // the next one to build tries again
 	s.progress("find the packages of the lab host")
 	a, err := newApt(filepath.Join(temp, "apt"))
 	if err != nil {

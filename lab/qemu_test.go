@@ -40,13 +40,13 @@ func TestArguments(t *testing.T) {
 }
 
 func TestMountTable(t *testing.T) {
-	shares := []Share{{Target: FilesDir, ReadOnly: true, Cached: true}, {Target: "/a/b"}}
+	shares := []Share{{Target: FilesDir, ReadOnly: true, Cached: true}, {Target: "/a b/c"}}
 	want := "share0 /opt/peervisor 9p " + p9Options + ",cache=loose,ro 0 0\n" +
-		"share1 /a/b 9p " + p9Options + ",cache=mmap 0 0\n"
+		"share1 /a\\040b/c 9p " + p9Options + ",cache=mmap 0 0\n"
 	if got := mountTable(shares); got != want {
 		t.Errorf("got %q, want %q", got, want)
 	}
-	if got := missingTargets(shares); !slices.Equal(got, []string{"/a/b"}) {
+	if got := missingTargets(shares); !slices.Equal(got, []string{"/a b/c"}) {
 		t.Errorf("missing targets: %q", got)
 	}
 }

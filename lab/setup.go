@@ -51,8 +51,10 @@ next:
 	return dirs
 }
 
-// mountTable has a line of fstab(5) for each share, in order. Config's check keeps
-// spaces out of targets.
+// tableEscape writes what separates fields of fstab(5) as it wants it.
+var tableEscape = strings.NewReplacer(`\`, `\134`, " ", `\040`, "\t", `\011`, "\n", `\012`, "#", `\043`)
+
+// mountTable has a line of fstab(5) for each share, in order.
 func mountTable(shares []Share) string {
 	var b strings.Builder
 	for i, s := range shares {
@@ -65,7 +67,7 @@ func mountTable(shares []Share) string {
 		if s.ReadOnly {
 			options += ",ro"
 		}
-		fmt.Fprintf(&b, "%s %s 9p %s 0 0\n", shareTag(i), s.Target, options)
+		fmt.Fprintf(&b, "%s %s 9p %s 0 0\n", shareTag(i), tableEscape.Replace(s.Target), options)
 	}
 	return b.String()
 }
