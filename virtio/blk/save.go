@@ -1,6 +1,9 @@
 package blk
 
-import "fmt"
+import (
+	"errors"
+	"fmt"
+)
 
 // State of a disk: the modelled device has nothing but its cache mode, as the
 // storage holds the rest and a drained queue has no requests.
@@ -30,3 +33,5 @@ func (d *Device) RestoreState(version int, p []byte) error {
 	d.writeback.Store(p[0] == 1)
 	return nil
 }
+
+var errState = errors.New("saved state of a disk is damaged")

@@ -1,7 +1,6 @@
 package blk
 
 import (
-	"errors"
 	"fmt"
 	"sync"
 	"sync/atomic"
@@ -504,5 +503,3 @@ func (d *Device) publish(q *queue) {
 		q.done, q.size = q.done[:0], 0
 	}
 }
-
-var errState = errors.New("saved state of a disk is damaged")
