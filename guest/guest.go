@@ -371,7 +371,7 @@ func (g *Guest) finish(exit Exit) {
 	g.mu.Lock()
 	g.status, g.exit = StatusExited, &exit
 	g.mu.Unlock()
-	if err := g.saveState(); err != nil {
+	if err := errors.Join(g.dir.writeJSON("last.json", g.Inspect()), g.saveState()); err != nil {
 		g.log.Error("save state", "error", err)
 	}
 	g.hub.end(&exit)

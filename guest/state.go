@@ -382,6 +382,25 @@ func crashReason(g *Info) string {
 	return who
 }
 
+// Last is what a guest that ended would have said of itself at its end, counters
+// included; for one that crashed, what its state directory has.
+func (s *Store) Last(name string) (*Inspection, error) {
+	g, err := s.Get(name)
+	if err != nil {
+		return nil, err
+	}
+	i := &Inspection{}
+	b, err := os.ReadFile(filepath.Join(g.Dir, "last.json"))
+	if err == nil {
+		err = json.Unmarshal(b, i)
+	}
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("read last.json of guest %s: %w", name, err)
+	}
+	i.Config, i.State, i.Dir = g.Config, g.State, g.Dir
+	return i, nil
+}
+
 // List returns all guests, oldest first. Directories that cannot be read are
 // reported in the error; the others are still listed.
 func (s *Store) List() ([]*Info, error) {

@@ -152,7 +152,11 @@ func inspectCommand() *cli.Command {
 				}
 				// It may be starting or ending: the stored state is all there is.
 			}
-			return printJSON(&guest.Inspection{Config: info.Config, State: info.State, Dir: info.Dir})
+			last, err := store.Last(name)
+			if err != nil {
+				return err
+			}
+			return printJSON(last)
 		},
 	}
 }
