@@ -78,3 +78,5 @@ func TestEcho(t *testing.T) {
 		}
 	})
 }
+
+func addr(a int) memory.Addr { return memory.Addr(a) }
