@@ -31,7 +31,7 @@ var testInit = sync.OnceValues(func() ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer os.RemoveAll(dir)
+	defer func() { _ = os.RemoveAll(dir) }()
 	out := filepath.Join(dir, "init")
 	cmd := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", out, "./init")
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
@@ -170,7 +170,7 @@ func startQEMU(t *testing.T, o qemuOptions) *qemuGuest {
 		cancel()
 		<-ended
 		if g.client != nil {
-			g.client.Close()
+			_ = g.client.Close()
 		}
 		if t.Failed() {
 			serial, _ := os.ReadFile(g.serial)

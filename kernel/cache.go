@@ -59,7 +59,7 @@ func withCache(ctx context.Context, cacheDir string, f func(temp string) error) 
 	if err != nil {
 		return fmt.Errorf("kernel cache: %w", err)
 	}
-	defer os.RemoveAll(temp)
+	defer func() { _ = os.RemoveAll(temp) }()
 	return f(temp)
 }
 

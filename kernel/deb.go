@@ -42,10 +42,15 @@ func walkDeb(deb io.Reader, each func(name string, mode int64, size int64, r io.
 	}
 	defer data.Close()
 	left := int64(maxDebDataBytes)
-	tr := tar.NewReader(&boundedReader{r: data, left: &left})
+	bounded := &boundedReader{r: data, left: &left}
+	tr := tar.NewReader(bounded)
 	for range maxDebEntries {
 		h, err := tr.Next()
 		if errors.Is(err, io.EOF) {
+			// To the very end, where the decompressor checks sums.
+			if _, err := io.Copy(io.Discard, bounded); err != nil {
+				return fmt.Errorf("%w: data archive: %w", errDeb, err)
+			}
 			return nil
 		}
 		if err != nil {
@@ -93,6 +98,9 @@ func debData(r *bufio.Reader) (io.ReadCloser, error) {
 			return nil, err
 		}
 		if strings.HasPrefix(name, "data.tar") {
+			if ext := path.Ext(name); ext != ".tar" && ext != ".xz" && ext != ".zst" && ext != ".gz" {
+				return nil, fmt.Errorf("%w: %s is packed in a way that is not known: expected xz, zst or gz", errDeb, name)
+			}
 			return decompress(name, io.LimitReader(r, size))
 		}
 		if _, err := io.CopyN(io.Discard, r, size+size%2); err != nil {

@@ -2,6 +2,7 @@ package kernel
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -210,7 +211,6 @@ func busyboxFiles(ctx context.Context, busybox string) ([]File, error) {
 		}
 		files = append(files, File{Path: to, Link: "/bin/busybox"})
 	}
-	// Some guests' programs want it there; Debian's busybox has most applets in usr.
 	return files, nil
 }
 
@@ -278,22 +278,31 @@ func (a *archive) write(name string, f File) error {
 	h.Mode |= cpio.TypeReg
 	if f.Source == "" {
 		h.Size = int64(len(f.Data))
-		return a.body(h, strings.NewReader(string(f.Data)))
+		return a.body(h, bytes.NewReader(f.Data))
 	}
-	src, err := os.Open(f.Source)
+	src, size, err := openSource(f.Source)
 	if err != nil {
 		return err
 	}
 	defer src.Close()
-	info, err := src.Stat()
-	if err != nil {
-		return err
-	}
-	if !info.Mode().IsRegular() {
-		return fmt.Errorf("%s is not a regular file", f.Source)
-	}
-	h.Size = info.Size()
+	h.Size = size
 	return a.body(h, src)
+}
+
+func openSource(name string) (*os.File, int64, error) {
+	f, err := os.Open(name)
+	if err != nil {
+		return nil, 0, err
+	}
+	info, err := f.Stat()
+	if err == nil && !info.Mode().IsRegular() {
+		err = fmt.Errorf("%s is not a regular file", name)
+	}
+	if err != nil {
+		f.Close()
+		return nil, 0, err
+	}
+	return f, info.Size(), nil
 }
 
 func (a *archive) body(h *cpio.Header, r io.Reader) error {
@@ -419,16 +428,12 @@ func hashSource(h hash.Hash, name string, byName bool) error {
 		fmt.Fprintf(h, "source %q\n", name)
 		return nil
 	}
-	f, err := os.Open(name)
+	f, size, err := openSource(name)
 	if err != nil {
 		return err
 	}
 	defer f.Close()
-	info, err := f.Stat()
-	if err != nil {
-		return err
-	}
-	fmt.Fprintf(h, "bytes %d\n", info.Size())
+	fmt.Fprintf(h, "bytes %d\n", size)
 	_, err = io.Copy(h, f)
 	return err
 }

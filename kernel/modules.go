@@ -312,11 +312,10 @@ func (g *moduleGraph) read(m string) ([]byte, error) {
 // selected is the modules that go into an archive, in an order in which they can
 // be loaded, with their bytes.
 type selected struct {
-	graph   *moduleGraph
-	order   []string
-	bytes   map[string][]byte
-	infos   map[string]*modinfo
-	preload []string
+	graph *moduleGraph
+	order []string
+	bytes map[string][]byte
+	infos map[string]*modinfo
 }
 
 // selectModules takes the wanted modules that the kernel has, the required ones,

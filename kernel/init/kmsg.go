@@ -82,7 +82,7 @@ func (l *logForwarder) copy(port *os.File) {
 	if err != nil {
 		return
 	}
-	defer unix.Close(fd)
+	defer func() { _ = unix.Close(fd) }()
 	record := make([]byte, maxRecordBytes)
 	var text []byte
 	for {

@@ -67,7 +67,7 @@ func watchButton(ask chan<- session.Action) {
 			if err != nil {
 				return
 			}
-			defer unix.Close(fd)
+			defer func() { _ = unix.Close(fd) }()
 			event := make([]byte, inputEventBytes)
 			for {
 				n, err := unix.Read(fd, event)

@@ -21,7 +21,7 @@ func runShell(reaper *session.Reaper) {
 		say("open " + console + ": " + err.Error())
 		return
 	}
-	defer unix.Close(fd)
+	defer func() { _ = unix.Close(fd) }()
 	shell := ""
 	for _, p := range shellPaths {
 		if _, err := os.Stat(p); err == nil {

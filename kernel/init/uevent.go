@@ -19,13 +19,13 @@ func listenUevents() (*uevents, error) {
 		return nil, err
 	}
 	if err := unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK, Groups: 1}); err != nil {
-		unix.Close(fd)
+		_ = unix.Close(fd)
 		return nil, err
 	}
 	return &uevents{fd: fd}, nil
 }
 
-func (u *uevents) close() { unix.Close(u.fd) }
+func (u *uevents) close() { _ = unix.Close(u.fd) }
 
 // wait returns true when something was announced, false at the deadline.
 func (u *uevents) wait(deadline time.Time) bool {

@@ -191,7 +191,7 @@ func Finit(file string) error {
 	if err != nil {
 		return err
 	}
-	defer unix.Close(fd)
+	defer func() { _ = unix.Close(fd) }()
 	return unix.FinitModule(fd, "", 0)
 }
 

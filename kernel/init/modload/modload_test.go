@@ -135,7 +135,7 @@ func FuzzParse(f *testing.F) {
 		}
 		s := parse("/m", dep, alias, soft, func(string) error { return nil })
 		for _, name := range s.Match(modalias) {
-			s.Load(name)
+			_ = s.Load(name)
 		}
 	})
 }

@@ -32,7 +32,7 @@ func Listen(index int) (*PacketConn, error) {
 		return nil, err
 	}
 	if err := unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: htons(unix.ETH_P_IP), Ifindex: index}); err != nil {
-		unix.Close(fd)
+		_ = unix.Close(fd)
 		return nil, err
 	}
 	return &PacketConn{fd: fd, index: index}, nil

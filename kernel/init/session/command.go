@@ -96,7 +96,7 @@ type plumbing struct {
 func (p *plumbing) closeChild() {
 	for i, fd := range p.child {
 		if fd >= 0 && (i == 0 || fd != p.child[0]) {
-			unix.Close(fd)
+			_ = unix.Close(fd)
 		}
 	}
 }
@@ -104,7 +104,7 @@ func (p *plumbing) closeChild() {
 func (p *plumbing) closeOurs() {
 	for i, fd := range []int{p.stdin, p.stdout, p.stderr} {
 		if fd >= 0 && (i == 0 || fd != p.stdin) {
-			unix.Close(fd)
+			_ = unix.Close(fd)
 		}
 	}
 	for _, w := range p.wakers {
@@ -256,7 +256,7 @@ func (c *command) finish() (stdoutBytes, stderrBytes uint64) {
 	e.settleLocked(in)
 	c.pid = 0
 	if c.master >= 0 {
-		unix.Close(c.master)
+		_ = unix.Close(c.master)
 		c.master = -1
 	}
 	for _, w := range []waker{in.wake, c.stdout.wake, c.stderr.wake} {

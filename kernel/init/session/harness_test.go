@@ -66,7 +66,7 @@ func newRig(t *testing.T, opts agent.Options) *rig {
 	}()
 	r.client = agent.New(agent.Ports{Ctl: hostCtl, Stdin: hostIn, Stdout: hostOut, Stderr: hostErr}, opts)
 	t.Cleanup(func() {
-		r.client.Close()
+		_ = r.client.Close()
 		select {
 		case <-r.served:
 		case <-time.After(testBound):

@@ -12,7 +12,7 @@ func openPty(rows, cols uint16) (master, slave int, err error) {
 	}
 	defer func() {
 		if err != nil {
-			unix.Close(master)
+			_ = unix.Close(master)
 			master = -1
 		}
 	}()
@@ -26,7 +26,7 @@ func openPty(rows, cols uint16) (master, slave int, err error) {
 	}
 	slave = int(s)
 	if err = setSize(master, rows, cols); err != nil {
-		unix.Close(slave)
+		_ = unix.Close(slave)
 		return -1, -1, err
 	}
 	return master, slave, nil

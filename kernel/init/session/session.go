@@ -239,9 +239,9 @@ func (e *Engine) Idle(within time.Duration) {
 	}
 	e.mu.Unlock()
 	reported := make(chan struct{})
-	go func() {
+	go func() { // to come after the report
 		e.writeMu.Lock()
-		e.writeMu.Unlock() //nolint:staticcheck // only to come after the report
+		defer e.writeMu.Unlock()
 		close(reported)
 	}()
 	select {

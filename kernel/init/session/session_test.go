@@ -113,7 +113,7 @@ func TestInputThatNobodyReadsIsNotTheNextCommands(t *testing.T) {
 func TestInputThatBlocks(t *testing.T) {
 	r := newRig(t, agent.Options{})
 	never, w := io.Pipe()
-	t.Cleanup(func() { w.Close() })
+	t.Cleanup(func() { _ = w.Close() })
 	r.run(agent.Command{Argv: []string{"true"}, Stdin: never})
 
 	shared, feed := pipe(t)
@@ -283,7 +283,7 @@ func TestChildrenThatKeepStreams(t *testing.T) {
 		t.Errorf("took %v, %+v", took, status)
 	}
 	if pid, err := strconv.Atoi(strings.TrimSpace(o)); err == nil {
-		syscall.Kill(pid, syscall.SIGKILL)
+		_ = syscall.Kill(pid, syscall.SIGKILL)
 	} else {
 		t.Errorf("output %q", o)
 	}
@@ -305,7 +305,7 @@ func TestSignals(t *testing.T) {
 	if _, err := io.ReadFull(pr, buf); err != nil || string(buf) != "ready\n" {
 		t.Fatalf("%q, %v", buf, err)
 	}
-	go io.Copy(io.Discard, pr)
+	go func() { _, _ = io.Copy(io.Discard, pr) }()
 	if err := p.Signal(syscall.SIGINT); err != nil {
 		t.Fatal(err)
 	}
@@ -342,8 +342,8 @@ func TestOneAtATime(t *testing.T) {
 	if _, err := r.client.Run(r.ctx, agent.Command{Argv: []string{"true"}}); !errors.Is(err, agent.ErrBusy) {
 		t.Errorf("second command: %v", err)
 	}
-	p.Signal(syscall.SIGTERM)
-	p.Wait()
+	_ = p.Signal(syscall.SIGTERM)
+	_, _ = p.Wait()
 	r.run(agent.Command{Argv: []string{"true"}})
 }
 

@@ -25,7 +25,7 @@ func newWaker() (waker, error) {
 
 func (w waker) wake() { _, _ = unix.Write(w.fd, []byte{1, 0, 0, 0, 0, 0, 0, 0}) }
 
-func (w waker) close() { unix.Close(w.fd) }
+func (w waker) close() { _ = unix.Close(w.fd) }
 
 // await returns when fd is ready for one of events, or is at its end, or has an
 // error; or errWoken when the waker was used.
@@ -78,7 +78,7 @@ func (o *output) set(mode int32) {
 func (o *output) run() {
 	defer close(o.done)
 	if o.closes {
-		defer unix.Close(o.src) // here, at once: a closed pipe is what makes SIGPIPE
+		defer func() { _ = unix.Close(o.src) }() // here, at once: a closed pipe is what makes SIGPIPE
 	}
 	buf := make([]byte, copyBytes)
 	drained := 0
@@ -160,7 +160,7 @@ func (in *input) write(p []byte) error {
 // dropLocked makes dst nobody's. The caller made sure that writing is not set.
 func (in *input) dropLocked() {
 	if in.dst >= 0 && !in.terminal {
-		unix.Close(in.dst)
+		_ = unix.Close(in.dst)
 	}
 	in.dst = -1
 }

@@ -35,15 +35,15 @@ func TestTerminalSizeAndControl(t *testing.T) {
 	if err := p.Resize(50, 120); err != nil {
 		t.Fatal(err)
 	}
-	io.WriteString(typed, "hello\n")
+	_, _ = io.WriteString(typed, "hello\n")
 	expect("50 120") // the trap runs when read is interrupted or returns
 	expect("got hello")
-	io.WriteString(typed, "\x03") // Ctrl-C, by the terminal's own rules
-	go io.Copy(io.Discard, pr)
+	_, _ = io.WriteString(typed, "\x03") // Ctrl-C, by the terminal's own rules
+	go func() { _, _ = io.Copy(io.Discard, pr) }()
 	if status, err := p.Wait(); err != nil || status.ExitCode() != 130 {
 		t.Errorf("after Ctrl-C: %+v, %v", status, err)
 	}
-	typed.Close()
+	_ = typed.Close()
 }
 
 func TestTerminalEndOfInput(t *testing.T) {
