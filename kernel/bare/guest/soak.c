@@ -22,6 +22,7 @@ static struct {
 	struct random random;
 	struct blk_request *slot;
 	int busy[SOAK_DEPTH];
+	int torn[SOAK_DEPTH];	/* a write that the last reset cut, in doubt until read */
 	u32 generation, regions;
 	u64 ops, bytes, resets, flushes, cut, rounds, mismatches, errors;
 } soak;
@@ -95,6 +96,14 @@ static void soak_round(u64 until)
 	u64 ops = 100 + (dice >> 8) % 400;
 	struct blk_request *r;
 	int in_flight;
+	for (int s = 0; s < SOAK_DEPTH; s++)
+		if (soak.torn[s]) {
+			/* Now, because the state has no room for a second write of doubt. */
+			soak.torn[s] = 0;
+			r = &soak.slot[s];
+			blk_do(soak.q, r, VIRTIO_BLK_T_IN, r->block, r->len);
+			soak_end(r);
+		}
 	do {
 		if (soak.q->indirect)
 			soak.q->use_indirect = random_next(&soak.random) >> 63;
@@ -117,11 +126,12 @@ static void soak_round(u64 until)
 	} while (in_flight);
 	vdev_reset(soak.disk.dev);
 	soak.resets++;
-	/* What the device had in work has happened or never will; which, the next read tells. */
+	/* What the device had in work has happened or never will; which, the next round reads. */
 	while (cut && (r = vq_poll(soak.q, NULL)))
 		soak_end(r);
 	for (int s = 0; s < SOAK_DEPTH; s++) {
 		soak.cut += soak.busy[s];
+		soak.torn[s] = soak.busy[s] && soak.slot[s].header.type == VIRTIO_BLK_T_OUT;
 		soak.busy[s] = 0;
 	}
 }
