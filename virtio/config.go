@@ -16,10 +16,7 @@ func (c *Core) ReadConfig(off uint64, p []byte) {
 	c.state.Lock()
 	defer c.state.Unlock()
 	if c.unread {
-		// Counting here and not at the change keeps a narrow generation register
-		// from wrapping between two reads of the driver (4.1.4.3.1).
-		c.generation++
-		c.unread = false
+		c.unread, c.torn = false, true
 	}
 	if off < uint64(len(c.config)) {
 		copy(p, c.config[off:])
@@ -44,11 +41,17 @@ func (c *Core) WriteConfig(off uint64, p []byte) {
 	c.dev.WriteConfig(int(off), p)
 }
 
-// Generation counts the changes of the configuration space that a driver could
-// have seen half of.
+// Generation is the driver's read of the generation register. It differs from the
+// last one if the driver has read a configuration in between that had changed
+// (4.1.4.3.1). Counting here and not at the changes keeps a narrow register from
+// wrapping between two reads.
 func (c *Core) Generation() uint32 {
 	c.state.Lock()
 	defer c.state.Unlock()
+	if c.torn {
+		c.generation++
+		c.torn = false
+	}
 	return c.generation
 }
 

@@ -118,6 +118,7 @@ type Core struct {
 	base       []byte      // what the half said last
 	generation uint32
 	unread     bool // config changed since the driver last read of it
+	torn       bool // the driver has read a change since it read the generation
 	grumbles   limiter
 }
 

@@ -40,8 +40,8 @@ func (f *Function) WriteBAR(off uint64, p []byte) {
 	}
 }
 
-// readCommon reads struct virtio_pci_common_cfg. Reading it has no side effects, so
-// any width is served from the whole of it.
+// readCommon reads struct virtio_pci_common_cfg. Reading it has no side effects but for
+// the generation, so any width is served from the whole of it.
 func (f *Function) readCommon(off uint64, p []byte) {
 	if off >= virtioPCICommonBytes {
 		return
@@ -64,7 +64,9 @@ func (f *Function) readCommon(off uint64, p []byte) {
 	le.PutUint16(b[VIRTIO_PCI_COMMON_MSIX:], uint16(f.configVector.Load()))
 	le.PutUint16(b[VIRTIO_PCI_COMMON_NUMQ:], uint16(f.core.Queues()))
 	b[VIRTIO_PCI_COMMON_STATUS] = f.core.Status()
-	b[VIRTIO_PCI_COMMON_CFGGEN] = byte(f.core.Generation())
+	if off <= VIRTIO_PCI_COMMON_CFGGEN && off+uint64(len(p)) > VIRTIO_PCI_COMMON_CFGGEN {
+		b[VIRTIO_PCI_COMMON_CFGGEN] = byte(f.core.Generation())
+	}
 	le.PutUint16(b[VIRTIO_PCI_COMMON_Q_SELECT:], sel.queue)
 	le.PutUint16(b[VIRTIO_PCI_COMMON_Q_SIZE:], q.Size)
 	le.PutUint16(b[VIRTIO_PCI_COMMON_Q_MSIX:], uint16(queueVector))
