@@ -189,7 +189,10 @@ func (m *Machine) assembleBoard() error {
 	if err := m.vm.CreatePIT2(kvm.KVM_PIT_SPEAKER_DUMMY); err != nil {
 		return err
 	}
-	m.router = newRouter(m.vm)
+	var err error
+	if m.router, err = newRouter(m.vm); err != nil {
+		return err
+	}
 	host := chipset.NewPCIHost(chipset.NewResetControl(m.power))
 	if err := m.addChipset(host); err != nil {
 		return err

@@ -15,6 +15,8 @@ import (
 const (
 	ioapicPins   = 24
 	picPins      = 16
+	cascadePin   = 2
+	timerPin     = 2 // of the IOAPIC
 	firstMSIGSI  = ioapicPins
 	firstMMIOGSI = 16 // virtio-mmio device i has GSI 16 + i
 )
@@ -36,18 +38,30 @@ type router struct {
 	pins   int
 }
 
-// newRouter makes the table that KVM_CREATE_IRQCHIP leaves in the kernel: GSI i
-// is IOAPIC pin i, and pin i of the PICs below 16. The kernel is not called.
-func newRouter(vm routeTable) *router {
+// newRouter puts the pins' routes into the kernel. Pin i of the IOAPIC, and of
+// the PICs below 16, has GSI i, but for the PIT: KVM gives it GSI 0, and on a PC it
+// sits at pin 0 of the PIC and pin 2 of the IOAPIC, as MADT's override says. GSI 2,
+// which would be the PICs' cascade, leads nowhere.
+func newRouter(vm routeTable) (*router, error) {
 	r := &router{vm: vm, routes: make([]kvm.Route, 0, ioapicPins+picPins)}
 	for i := range uint32(ioapicPins) {
-		r.routes = append(r.routes, kvm.Route{GSI: i, Chip: kvm.KVM_IRQCHIP_IOAPIC, Pin: i})
+		if i == cascadePin {
+			continue
+		}
+		pin := i
+		if i == 0 {
+			pin = timerPin
+		}
+		r.routes = append(r.routes, kvm.Route{GSI: i, Chip: kvm.KVM_IRQCHIP_IOAPIC, Pin: pin})
 		if i < picPins {
 			r.routes = append(r.routes, kvm.Route{GSI: i, Chip: kvm.KVM_IRQCHIP_PIC_MASTER + i/8, Pin: i % 8})
 		}
 	}
 	r.pins = len(r.routes)
-	return r
+	if err := vm.SetRoutes(r.routes); err != nil {
+		return nil, fmt.Errorf("route interrupt pins: %w", err)
+	}
+	return r, nil
 }
 
 var errNoGSI = errors.New("no interrupt route is left")

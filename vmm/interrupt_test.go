@@ -56,24 +56,41 @@ func (f *fakeRoutes) fired(t *testing.T, gsi uint32) uint64 {
 func newTestMSIX(t *testing.T, n int) (*msix, *fakeRoutes) {
 	t.Helper()
 	f := &fakeRoutes{}
-	x := &msix{router: newRouter(f), vectors: make([]vector, n)}
+	r, err := newRouter(f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	x := &msix{router: r, vectors: make([]vector, n)}
 	t.Cleanup(x.close)
 	return x, f
 }
 
-func TestRouterStartsWithTheKernelsTable(t *testing.T) {
-	r := newRouter(&fakeRoutes{})
-	if len(r.routes) != 24+16 {
-		t.Fatalf("%d pin routes", len(r.routes))
+func TestPinRoutes(t *testing.T) {
+	f := &fakeRoutes{}
+	if _, err := newRouter(f); err != nil {
+		t.Fatal(err)
+	}
+	if len(f.routes) != 23+15 {
+		t.Fatalf("%d pin routes", len(f.routes))
 	}
 	chips := map[[3]uint32]bool{}
-	for _, e := range r.routes {
+	for _, e := range f.routes {
 		chips[[3]uint32{e.GSI, e.Chip, e.Pin}] = true
+		if e.GSI == 2 {
+			t.Errorf("GSI 2 leads to %+v", e)
+		}
 	}
-	for _, want := range [][3]uint32{{0, kvm.KVM_IRQCHIP_IOAPIC, 0}, {23, kvm.KVM_IRQCHIP_IOAPIC, 23}, {4, kvm.KVM_IRQCHIP_PIC_MASTER, 4}, {9, kvm.KVM_IRQCHIP_PIC_SLAVE, 1}} {
+	for _, want := range [][3]uint32{
+		{0, kvm.KVM_IRQCHIP_IOAPIC, 2}, {0, kvm.KVM_IRQCHIP_PIC_MASTER, 0}, // the PIT
+		{23, kvm.KVM_IRQCHIP_IOAPIC, 23}, {4, kvm.KVM_IRQCHIP_PIC_MASTER, 4}, {9, kvm.KVM_IRQCHIP_PIC_SLAVE, 1},
+	} {
 		if !chips[want] {
 			t.Errorf("no route %v", want)
 		}
+	}
+	f.fail = syscall.EINVAL
+	if _, err := newRouter(f); !errors.Is(err, syscall.EINVAL) {
+		t.Errorf("got %v", err)
 	}
 }
 
@@ -182,7 +199,10 @@ func TestIRQFDFailure(t *testing.T) {
 
 func TestRoutesAreBounded(t *testing.T) {
 	f := &fakeRoutes{}
-	r := newRouter(f)
+	r, err := newRouter(f)
+	if err != nil {
+		t.Fatal(err)
+	}
 	n := 0
 	for ; n <= kvm.KVM_MAX_IRQ_ROUTES; n++ {
 		if _, err := r.set(0, 0xFEE0_0000, uint32(n)+1); errors.Is(err, errNoGSI) {

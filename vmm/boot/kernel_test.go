@@ -150,7 +150,7 @@ func TestLoadNeedsLowMemory(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer m.Close()
+	defer func() { _ = m.Close() }()
 	_, err = Load(m, source(pvhKernel()), 0)
 	wantError(t, err, "a kernel needs at least 2097152 at address 0")
 }
@@ -166,7 +166,7 @@ func TestLoadSegments(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer file.Close()
+	defer func() { _ = file.Close() }()
 	for _, src := range []Source{source(kernel), {Kernel: file, KernelSize: int64(len(kernel))}} {
 		m := newMemory(t, 4<<20)
 		e, err := Load(m, src, 0xE_0000)
@@ -280,7 +280,7 @@ func BenchmarkLoad(b *testing.B) {
 	if err != nil {
 		b.Fatal(err)
 	}
-	defer file.Close()
+	defer func() { _ = file.Close() }()
 	run := func(src Source) func(b *testing.B) {
 		return func(b *testing.B) {
 			b.SetBytes(int64(len(kernel)))
