@@ -1,12 +1,16 @@
 package bare
 
 import (
+	"bytes"
+	"context"
 	"fmt"
+	"io"
 	"net"
 	"sync"
 	"testing"
 
 	"github.com/peervisor/peervisor/virtio"
+	"github.com/peervisor/peervisor/virtio/console"
 	virtionet "github.com/peervisor/peervisor/virtio/net"
 	"github.com/peervisor/peervisor/virtio/rng"
 )
@@ -172,5 +176,48 @@ func TestNetSendsInOrder(t *testing.T) {
 		if string(f[12:]) != string(want[12:]) {
 			t.Fatalf("frame %d is %x", n, f)
 		}
+	}
+}
+
+// endless gives bytes for ever: a console's input that does not end under the guest.
+type endless struct{ n uint64 }
+
+func (e *endless) Read(p []byte) (int, error) {
+	for i := range p {
+		p[i] = byte(e.n * 7 >> 2)
+		e.n++
+	}
+	return len(p), nil
+}
+
+func TestConsoleCarriesBytesBothWays(t *testing.T) {
+	const size = 300_001
+	sent := make([]byte, size) // what the guest's op=bulk sends
+	for i := range sent {
+		sent[i] = byte(i * 31 >> 3)
+	}
+	echoed := make([]byte, size)
+	if _, err := io.ReadFull(&endless{}, echoed); err != nil {
+		t.Fatal(err)
+	}
+	for op, want := range map[string][]byte{"bulk": sent, "echo": echoed} {
+		t.Run(op, func(t *testing.T) {
+			var out bytes.Buffer // written by one goroutine of the device, read after Drain
+			d, err := console.New(console.Config{Ports: []console.Port{{Console: true, In: &endless{}, Out: &out}}})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer d.Close()
+			// With echo the guest counts what it got, which may be a buffer more.
+			run(t, spec{cmdline: fmt.Sprintf("bare.test=console op=%s bytes=%d", op, size), halves: []virtio.Device{d}})
+			ctx, cancel := context.WithTimeout(context.Background(), limit)
+			defer cancel()
+			if err := d.Drain(ctx); err != nil {
+				t.Fatal(err)
+			}
+			if got := out.Bytes(); len(got) < size || !bytes.Equal(got[:size], want) {
+				t.Fatalf("%d bytes arrived, or others than were sent; want %d", len(got), size)
+			}
+		})
 	}
 }
