@@ -29,7 +29,7 @@ func TestCopyFile(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer m.Close()
+	defer func() { _ = m.Close() }()
 	content := make([]byte, 100_000)
 	for i := range content {
 		content[i] = byte(rand.Uint32())
@@ -58,7 +58,7 @@ func TestCopyFileErrors(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer m.Close()
+	defer func() { _ = m.Close() }()
 	f := fileOf(t, make([]byte, 5000))
 	if err := m.CopyFile(0, f, 0, 5001); !errors.Is(err, io.ErrUnexpectedEOF) {
 		t.Errorf("a file that is too short: %v", err)
@@ -78,12 +78,12 @@ func TestCopyFileOfProc(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer m.Close()
+	defer func() { _ = m.Close() }()
 	f, err := os.Open("/proc/self/stat")
 	if err != nil {
 		t.Skipf("no /proc here: %v", err)
 	}
-	defer f.Close()
+	defer func() { _ = f.Close() }()
 	if err := m.CopyFile(0, f, 0, 4); err != nil {
 		t.Error(err)
 	}

@@ -66,7 +66,7 @@ func (f *x86Filter) relative(target, next uint32) uint32 {
 	if f.recent != 0 {
 		low := 32 - 8*uint(bits.Len32(f.recent)) // bits shared with the earlier target
 		if isSign(byte(target >> (low - 8))) {
-			target = target - next
+			target = target ^ (1<<low - 1) - next
 		}
 	}
 	return uint32(int32(target<<7) >> 7)
