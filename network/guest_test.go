@@ -37,16 +37,16 @@ type guest struct {
 
 	sendMu     sync.Mutex
 	dispatcher stack.NetworkDispatcher
-	tap        func(frame []byte) // sees received frames, if set
+	tap        func(h vnet.Header, frame []byte) // sees received frames, if set
 	tapMu      sync.Mutex
 }
 
 // allRx is what a Linux driver negotiates.
 const allRx = userOffloads
 
-func newGuest(t testing.TB, u *User, off vnet.Offload) *guest {
+func newGuest(t testing.TB, be vnet.Backend, off vnet.Offload) *guest {
 	t.Helper()
-	conn, err := u.Attach(off)
+	conn, err := be.Attach(off)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -75,18 +75,23 @@ func newGuest(t testing.TB, u *User, off vnet.Offload) *guest {
 // configure gives the guest its address and routes, as DHCP would.
 func (g *guest) configure(u *User) *guest {
 	g.t.Helper()
+	return g.address(u.cfg.Guest, u.cfg.Gateway, u.cfg.Network)
+}
+
+func (g *guest) address(own, gateway netip.Addr, network netip.Prefix) *guest {
+	g.t.Helper()
 	addr := tcpip.ProtocolAddress{Protocol: ipv4.ProtocolNumber,
-		AddressWithPrefix: tcpip.AddressWithPrefix{Address: toTCPIP(u.cfg.Guest), PrefixLen: u.cfg.Network.Bits()}}
+		AddressWithPrefix: tcpip.AddressWithPrefix{Address: toTCPIP(own), PrefixLen: network.Bits()}}
 	if err := g.stack.AddProtocolAddress(1, addr, stack.AddressProperties{}); err != nil {
 		g.t.Fatal(err)
 	}
-	subnet, err := tcpip.NewSubnet(toTCPIP(u.cfg.Network.Addr()), tcpip.MaskFromBytes(maskOf(u.cfg.Network)))
+	subnet, err := tcpip.NewSubnet(toTCPIP(network.Addr()), tcpip.MaskFromBytes(maskOf(network)))
 	if err != nil {
 		g.t.Fatal(err)
 	}
 	g.stack.SetRouteTable([]tcpip.Route{
 		{Destination: subnet, NIC: 1},
-		{Destination: header.IPv4EmptySubnet, Gateway: toTCPIP(u.cfg.Gateway), NIC: 1},
+		{Destination: header.IPv4EmptySubnet, Gateway: toTCPIP(gateway), NIC: 1},
 	})
 	return g
 }
@@ -116,7 +121,7 @@ func (g *guest) receive() {
 		frame := room[vnet.HeaderBytes:n]
 		g.tapMu.Lock()
 		if g.tap != nil {
-			g.tap(frame)
+			g.tap(room[:vnet.HeaderBytes], frame)
 		}
 		g.tapMu.Unlock()
 		e := header.Ethernet(frame)
@@ -197,6 +202,17 @@ func (l *guestLink) WritePackets(pkts stack.PacketBufferList) (int, tcpip.Error)
 	var frame [64][]byte
 	for _, p := range pkts.AsSlice() {
 		f := frame[:0]
+		// What the stack under test does for packets to a guest serves here for those
+		// from one.
+		as := userConn{}
+		if l.g.off&vnet.TxChecksum != 0 {
+			as.offload |= vnet.RxChecksum
+		}
+		if l.g.off&vnet.TxTSO4 != 0 {
+			as.offload |= vnet.RxTSO4
+		}
+		clear(hdr[:])
+		as.finish(hdr[:], p)
 		views, skip := p.AsViewList()
 		for v := views.Front(); v != nil; v = v.Next() {
 			b := v.AsSlice()
