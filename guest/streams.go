@@ -10,6 +10,8 @@ import (
 	"sync"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/peervisor/peervisor/virtio/console"
 )
 
 // Streams are the ends of a foreground guest's session in this process, in place of
@@ -115,7 +117,15 @@ func openEndpoint(flag string, spec PortSpec, session endpoint, log *logFile) (e
 	nop := func() error { return nil }
 	switch spec.Kind {
 	case PortStdio:
-		return endpoint{in: session.in, out: io.MultiWriter(log, session.out), close: nop}, nil
+		e := endpoint{in: session.in, out: io.MultiWriter(log, session.out), close: nop}
+		if f, ok := session.in.(*os.File); ok {
+			in, err := console.NewInput(f) // a read that can be broken off when the guest ends
+			if err != nil {
+				return endpoint{}, fmt.Errorf("--%s stdio: %w", flag, err)
+			}
+			e.in, e.close = in, in.Close
+		}
+		return e, nil
 	case PortLog:
 		return endpoint{out: log, close: nop}, nil
 	case PortFile:

@@ -212,7 +212,7 @@ func (r *Request) Fail(f Failure, reason error) {
 	switch {
 	case f.Form == FailStatus && r.writeLen > 0:
 		r.WriteAt([]byte{f.Status}, r.writeLen-1)
-		r.Complete(r.writeLen)
+		r.Complete(0) // a lower bound of what was written from the start on (2.7.8.2)
 	case f.Form == FailDrop:
 		r.Complete(0)
 	default:
