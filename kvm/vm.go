@@ -36,9 +36,10 @@ func (vm *VM) CheckExtension(c Cap) (int, error) {
 }
 
 type enableCap struct { // struct kvm_enable_cap
-	cap, flags uint32
-	args       [4]uint64
-	_          [64]byte
+	cap  uint32
+	_    uint32 // flags: none is defined
+	args [4]uint64
+	_    [64]byte
 }
 
 // EnableCap switches a capability on for this VM.

@@ -151,7 +151,7 @@ func TestIOEventFD(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer unix.Close(fd)
+	defer func() { _ = unix.Close(fd) }()
 	e := IOEvent{Addr: 0xF0050, LenBytes: 2, Match: true, Value: 7, FD: fd}
 	if err := vm.AssignIOEvent(e); err != nil {
 		t.Fatal(err)
@@ -179,7 +179,7 @@ func TestRoutesAndIRQFD(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer unix.Close(fd)
+	defer func() { _ = unix.Close(fd) }()
 	// One whole entry is checked by the kernel: an MSI to APIC 0, vector 0x40.
 	if err := vm.SetRoutes([]Route{{GSI: 4, Chip: KVM_IRQCHIP_IOAPIC, Pin: 4}, {GSI: 24, MSI: true, Addr: 0xFEE0_0000, Data: 0x40}}); err != nil {
 		t.Fatal(err)

@@ -1,6 +1,7 @@
 package vmm
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -91,7 +92,7 @@ func (m *Machine) assemble(boots loader) error {
 	}()
 	err = m.assembleKVM()
 	l := <-load
-	if err := errors.Join(l.err, err); err != nil {
+	if err := cmp.Or(err, l.err); err != nil { // one line for a person: KVM's first
 		return err
 	}
 	m.times.Loaded = time.Now()
@@ -149,11 +150,11 @@ func (m *Machine) assembleKVM() error {
 	if err := m.startVCPUs(ready); err != nil {
 		return err
 	}
-	errs := []error{m.assembleBoard()}
+	err = m.assembleBoard()
 	for range m.vcpus {
-		errs = append(errs, <-ready)
+		err = cmp.Or(err, <-ready) // all say the same, most likely
 	}
-	return errors.Join(errs...)
+	return err
 }
 
 // startVCPUs starts the vCPUs' threads. Each sends one value to ready.

@@ -43,6 +43,9 @@ func (s State) String() string {
 	return fmt.Sprintf("state(%d)", int32(s))
 }
 
+// MarshalText is String, for JSON.
+func (s State) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
+
 // Reason says why a machine ended.
 type Reason int32
 
@@ -85,6 +88,9 @@ func (r Reason) String() string {
 	}
 	return fmt.Sprintf("reason(%d)", int32(r))
 }
+
+// MarshalText is String, for JSON.
+func (r Reason) MarshalText() ([]byte, error) { return []byte(r.String()), nil }
 
 // Exit is how a machine ended.
 type Exit struct {

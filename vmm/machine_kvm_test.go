@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/peervisor/peervisor/memory"
+	"github.com/peervisor/peervisor/virtio"
 	"github.com/peervisor/peervisor/vmm/boot"
 )
 
@@ -281,6 +282,25 @@ func TestLoaderErrorLeavesNothing(t *testing.T) {
 		_, err := newMachine(testConfig(), func(*memory.Memory, boot.Source, memory.Addr) (boot.Entry, error) { return boot.Entry{}, bad })
 		if !errors.Is(err, bad) {
 			t.Fatal(err)
+		}
+	}
+	before.expectSame(t)
+}
+
+// Each step of New that can be made to fail leaves nothing behind, and says in
+// one line what it was.
+func TestFailedNewLeavesNothing(t *testing.T) {
+	broken := DeviceConfig{Name: "broken", Half: idle{virtio.Info{ID: virtio.VIRTIO_ID_RNG, Features: 1 << 30}}}
+	onMMIO := broken
+	onMMIO.Transport = TransportMMIO
+	good := rngConfig(t, TransportPCI).Devices[0]
+	before := countResources(t)
+	for _, devices := range [][]DeviceConfig{{broken}, {onMMIO}, {good, broken}, {good, onMMIO}} {
+		cfg := testConfig()
+		cfg.CPUs, cfg.Devices, cfg.Serial.Out = 4, devices, newOutput()
+		_, err := newMachine(cfg, flat(codeOff, 0))
+		if err == nil || !strings.Contains(err.Error(), "broken") || strings.Contains(err.Error(), "\n") {
+			t.Errorf("got %v", err)
 		}
 	}
 	before.expectSame(t)

@@ -63,7 +63,7 @@ func Examine() []Finding {
 	if err != nil {
 		return []Finding{openFinding(err), userfaultfd()}
 	}
-	defer sys.Close()
+	defer func() { _ = sys.Close() }()
 	out := []Finding{
 		{ID: "kvm-device", OK: true, Needed: true, What: kvm.DevicePath + " opens, API version 12" + kind(), Meaning: "this user may run guests"},
 		linuxFinding(),

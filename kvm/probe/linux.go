@@ -45,7 +45,7 @@ func CanRunLinux() (ok bool, why string, err error) {
 	if err != nil {
 		return false, "", err
 	}
-	defer sys.Close()
+	defer func() { _ = sys.Close() }()
 	g, err := newTestGuest(sys)
 	if err != nil {
 		return false, "", fmt.Errorf("probe of KVM: %w", err)

@@ -38,7 +38,7 @@ func TestSystemCallHalf(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer sys.Close()
+	defer func() { _ = sys.Close() }()
 	g, err := newTestGuest(sys)
 	if err != nil {
 		t.Fatal(err)
@@ -68,7 +68,7 @@ func TestRunThatHangsIsInterrupted(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer sys.Close()
+	defer func() { _ = sys.Close() }()
 	g, err := newTestGuest(sys)
 	if err != nil {
 		t.Fatal(err)
