@@ -24,15 +24,13 @@ const DefaultKernelPackage = "linux-image-amd64"
 const (
 	// FilesDir has Config.Files; its bin directory is in PATH.
 	FilesDir = "/opt/peervisor"
-	// CacheMount is Config.CacheDir, read-only. PEERVISOR_CACHE names it.
-	CacheMount = "/var/cache/peervisor"
 	// ResultsMount is Config.ResultDir, writable.
 	ResultsMount = "/results"
 )
 
 // defaultPackages are in every image: what a test or a benchmark may count on.
 var defaultPackages = []string{
-	"bash", "busybox-static", "coreutils", "e2fsprogs", "findutils", "fio", "gawk", "grep",
+	"bash", "busybox-static", "coreutils", "dash", "e2fsprogs", "findutils", "fio", "gawk", "grep",
 	"iperf3", "iproute2", "iputils-ping", "mount", "procps", "qemu-system-x86", "qemu-utils",
 	"sed", "socat", "strace", "tar", "util-linux",
 }
@@ -76,7 +74,8 @@ type Config struct {
 	// Name is the host name, of letters, digits and dashes. Default "lab".
 	Name string
 	// CacheDir keeps images and kernels between runs. It is the same directory as
-	// kernel.Options.CacheDir, and the lab host sees it at CacheMount. Required.
+	// kernel.Options.CacheDir. The lab host sees it read-only, at the same path, and
+	// PEERVISOR_CACHE names it there. Required.
 	CacheDir string
 	// CPUs is the number of emulated processors, each a thread of QEMU. Default 2.
 	CPUs int
@@ -223,7 +222,7 @@ func within(file, dir string) bool {
 
 // shareList adds the lab's own shares to the caller's and makes sources absolute.
 func shareList(cfg Config) ([]Share, error) {
-	shares := []Share{{Source: cfg.CacheDir, Target: CacheMount, ReadOnly: true}}
+	shares := []Share{{Source: cfg.CacheDir, Target: cfg.CacheDir, ReadOnly: true}}
 	if cfg.ResultDir != "" {
 		shares = append(shares, Share{Source: cfg.ResultDir, Target: ResultsMount})
 	}

@@ -23,7 +23,7 @@ func TestConfigDefaults(t *testing.T) {
 	if !slices.Equal(cfg.Files, []File{{Source: "/bin/x", Path: "bin/peervisor"}}) {
 		t.Errorf("files: %v", cfg.Files)
 	}
-	if !slices.Equal(cfg.Shares, []Share{{Source: dir, Target: CacheMount, ReadOnly: true}, {Source: dir + "/r", Target: ResultsMount}}) {
+	if !slices.Equal(cfg.Shares, []Share{{Source: dir, Target: dir, ReadOnly: true}, {Source: dir + "/r", Target: ResultsMount}}) {
 		t.Errorf("shares: %v", cfg.Shares)
 	}
 }

@@ -89,9 +89,9 @@ func prepare(ctx context.Context, cfg Config) (parts, error) {
 	}
 	initrd, err := kernel.Initramfs(ctx, cfg.CacheDir, kernel.InitramfsOptions{
 		Kernel: img.kernel,
-		// What the root and the shares are on; kvm-amd has no device that would ask for it.
+		// What the root and the shares are on; what has no device that would ask for it.
 		Modules: []string{"virtio_pci", "virtio_blk", "virtio_console", "ext4", "9p", "9pnet_virtio"},
-		Preload: []string{"crc32c_generic", "crc32c_intel", "kvm-amd"},
+		Preload: []string{"crc32c_generic", "crc32c_intel", "kvm-amd", "tun"},
 	})
 	if err != nil {
 		return parts{}, errors.Join(err, img.root.Close())
@@ -211,7 +211,7 @@ func (h *Host) Env() []string {
 	return []string{
 		"PATH=" + FilesDir + "/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
 		"HOME=/root", "USER=root", "LANG=C.UTF-8", "TERM=linux",
-		"PEERVISOR_CACHE=" + CacheMount,
+		"PEERVISOR_CACHE=" + h.cfg.CacheDir,
 	}
 }
 

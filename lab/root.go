@@ -115,6 +115,12 @@ func writeSkeleton(root string) error {
 			return err
 		}
 	}
+	// Not busybox's shell, which takes its own programs for those of the packages.
+	if !inPath(root, "sh") {
+		if err := os.Symlink("dash", filepath.Join(root, "usr", "bin", "sh")); err != nil {
+			return err
+		}
+	}
 	for name, content := range skeleton {
 		if err := os.WriteFile(filepath.Join(root, name), []byte(content), 0o644); err != nil {
 			return err

@@ -14,7 +14,7 @@ import (
 const p9Options = "trans=virtio,version=9p2000.L,msize=512000"
 
 // madeTargets are mount points that the image has.
-var madeTargets = []string{FilesDir, CacheMount, ResultsMount, "/work", "/mnt"}
+var madeTargets = []string{FilesDir, ResultsMount, "/var/cache/peervisor", "/work", "/mnt"}
 
 // setUp mounts the shares, by few processes: each costs an emulated CPU 50 ms.
 func (h *Host) setUp(ctx context.Context) error {
