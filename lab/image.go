@@ -37,6 +37,7 @@ const (
 	keyBytes         = 16 // of SHA-256, in a name
 	lockRetry        = 50 * time.Millisecond
 	maxResolvedBytes = 64 << 10 // of a file of some hundred bytes
+	maxRequests      = 4        // whose images are kept, of 0.7 GiB each
 )
 
 // store is the part of the cache that has images.
@@ -131,6 +132,8 @@ func (s *store) cached(req request, stamp string) (*image, error) {
 	if err != nil {
 		return nil, err
 	}
+	// So that removeUnusedLocked knows; if it fails, the image is built again some day.
+	_ = os.Chtimes(s.resolutionPath(req.name()), time.Time{}, time.Now())
 	return &image{root: f, kernel: k}, nil
 }
 
@@ -286,17 +289,28 @@ func (s *store) removeStaleLocked() error {
 	return nil
 }
 
-// removeUnusedLocked removes images that no request leads to any more. Hosts that
-// run from one have it open.
+// removeUnusedLocked forgets all but the requests that were used last, and removes
+// the images that no request leads to any more. Hosts that run from one have it open.
 func (s *store) removeUnusedLocked() error {
 	files, err := filepath.Glob(s.resolutionPath("*"))
 	if err != nil {
 		return err
 	}
+	lastUse := func(file string) time.Time {
+		info, err := os.Stat(file)
+		if err != nil {
+			return time.Time{}
+		}
+		return info.ModTime()
+	}
+	slices.SortFunc(files, func(a, b string) int { return lastUse(b).Compare(lastUse(a)) })
 	var used []string
-	for _, file := range files {
-		if res, err := readResolutionFile(file); err == nil {
+	for i, file := range files {
+		res, err := readResolutionFile(file)
+		if err == nil && i < maxRequests {
 			used = append(used, res.Key)
+		} else if err := os.Remove(file); err != nil {
+			return fmt.Errorf("forget an old image: %w", err)
 		}
 	}
 	entries, err := os.ReadDir(filepath.Join(s.dir, imagesDir))

@@ -61,6 +61,22 @@ func TestResolutions(t *testing.T) {
 	if _, err := os.Stat(filepath.Dir(s.imagePath(old))); !os.IsNotExist(err) {
 		t.Errorf("an image that nothing leads to: %v", err)
 	}
+	// Requests that were not used for long are forgotten with their images.
+	for i := range maxRequests {
+		other := request{Recipe: 1, Packages: []string{"a"}, Kernel: strings.Repeat("k", i+2)}
+		if err := s.writeResolution(other, resolution{AptStamp: "s", Key: old, Kernel: "k=1"}, t.TempDir()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Chtimes(s.resolutionPath(req.name()), time.Time{}, time.Unix(1, 0)); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.removeUnusedLocked(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(filepath.Dir(s.imagePath(kept))); !os.IsNotExist(err) {
+		t.Errorf("the image of a request that was forgotten: %v", err)
+	}
 	for _, bad := range []string{"", "{}", `{"key":"../../../../etc"}`, `{"key":"` + strings.Repeat("zz", keyBytes) + `"}`, strings.Repeat(" ", maxResolvedBytes+1)} {
 		if err := os.WriteFile(s.resolutionPath(req.name()), []byte(bad), 0o644); err != nil {
 			t.Fatal(err)
