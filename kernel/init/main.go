@@ -92,9 +92,11 @@ func (b *boot) run() {
 		watchButton(b.ask)
 	})
 	if ports == nil {
-		network.await()
-		runShell(b.reaper)
-		request(b.ask, session.PowerOff)
+		guarded("shell", func() {
+			network.await()
+			runShell(b.reaper)
+			request(b.ask, session.PowerOff)
+		})
 		shutdown(<-b.ask, nil)
 	}
 	b.log = forwardLog(sysDir)
@@ -199,7 +201,7 @@ func canWait(module string) bool {
 // loadDrivers loads what the archive says and what the devices want, and returns
 // the modules that can wait.
 func (b *boot) loadDrivers() (late []string) {
-	set, err := modload.Open("/lib/modules/"+release(), modload.Finit)
+	set, err := modload.Open("/lib/modules/" + release())
 	if errors.Is(err, os.ErrNotExist) {
 		return nil // a kernel with everything built in
 	}

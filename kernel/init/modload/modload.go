@@ -21,12 +21,9 @@ import (
 // maxDepth bounds a chain of dependencies; a circle is longer than that.
 const maxDepth = 64
 
-// Loader puts one file into the kernel.
-type Loader func(file string) error
-
 // Set is the modules of one directory.
 type Set struct {
-	load    Loader
+	load    func(file string) error // file is relative to the directory
 	modules map[string]*module
 	aliases []alias
 }
@@ -46,8 +43,9 @@ type alias struct {
 	module         string
 }
 
-// Open reads the index in dir. load is Finit, but in tests.
-func Open(dir string, load Loader) (*Set, error) {
+// Open reads the index in dir. The directory stays open for good: modules may
+// still be loaded when the root has changed.
+func Open(dir string) (*Set, error) {
 	dep, err := os.ReadFile(filepath.Join(dir, "modules.dep"))
 	if err != nil {
 		return nil, err
@@ -67,12 +65,16 @@ func Open(dir string, load Loader) (*Set, error) {
 	if err != nil {
 		return nil, err
 	}
-	return parse(dir, string(dep), aliases, soft, load), nil
+	fd, err := unix.Open(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, err
+	}
+	return parse(string(dep), aliases, soft, func(file string) error { return finit(fd, file) }), nil
 }
 
 // parse takes what it understands; lines that it does not are left out, as a
 // guest that misses a module is better than none.
-func parse(dir, dep, aliases, soft string, load Loader) *Set {
+func parse(dep, aliases, soft string, load func(file string) error) *Set {
 	s := &Set{load: load, modules: map[string]*module{}}
 	needs := map[string][]string{}
 	for line := range strings.Lines(dep) {
@@ -81,7 +83,7 @@ func parse(dir, dep, aliases, soft string, load Loader) *Set {
 			continue
 		}
 		name := Name(file)
-		s.modules[name] = &module{name: name, file: filepath.Join(dir, file)}
+		s.modules[name] = &module{name: name, file: file}
 		fields := strings.Fields(deps)
 		for i := len(fields) - 1; i >= 0; i-- { // the last is to be loaded first
 			needs[name] = append(needs[name], Name(fields[i]))
@@ -185,9 +187,9 @@ func (s *Set) LoadAll(names []string) []error {
 	return failed
 }
 
-// Finit is finit_module(2).
-func Finit(file string) error {
-	fd, err := unix.Open(file, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+// finit is finit_module(2) for a file in the directory dir.
+func finit(dir int, file string) error {
+	fd, err := unix.Openat(dir, file, unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return err
 	}

@@ -48,7 +48,7 @@ func (r *recorder) load(file string) error {
 
 func TestLoadInOrderAndOnce(t *testing.T) {
 	r := &recorder{err: map[string]error{"virtio": unix.EEXIST}}
-	s := parse("/m", testDep, testAlias, testSoft, r.load)
+	s := parse(testDep, testAlias, testSoft, r.load)
 	for range 2 {
 		if err := s.Load("virtio-pci"); err != nil {
 			t.Fatal(err)
@@ -71,7 +71,7 @@ func TestLoadInOrderAndOnce(t *testing.T) {
 
 func TestFailureReachesTheDependant(t *testing.T) {
 	r := &recorder{err: map[string]error{"virtio_ring": errors.New("bad format")}}
-	s := parse("/m", testDep, testAlias, testSoft, r.load)
+	s := parse(testDep, testAlias, testSoft, r.load)
 	failed := s.LoadAll([]string{"virtio_pci", "virtio_rng"})
 	if len(failed) != 2 || !strings.Contains(failed[0].Error(), "virtio_ring: bad format") {
 		t.Errorf("failed: %v", failed)
@@ -82,7 +82,7 @@ func TestFailureReachesTheDependant(t *testing.T) {
 }
 
 func TestMatch(t *testing.T) {
-	s := parse("/m", testDep, testAlias, testSoft, nil)
+	s := parse(testDep, testAlias, testSoft, nil)
 	for modalias, want := range map[string][]string{
 		"pci:v00001AF4d00001043sv00001AF4sd00001100bc07sc80i00": {"virtio_pci"},
 		"virtio:d00000004v00001AF4":                             {"virtio_rng"},
@@ -116,7 +116,7 @@ func TestColdplugFollowsNewDevices(t *testing.T) {
 			device("virtio", "virtio0", "virtio:d00000004v00001AF4")
 		}
 	}
-	s := parse("/m", testDep, testAlias, testSoft, r.load)
+	s := parse(testDep, testAlias, testSoft, r.load)
 	left, failed := s.Coldplug(sys, func(m string) bool { return m == "ext4" })
 	if len(failed) > 0 || !slices.Equal(left, []string{"ext4"}) {
 		t.Errorf("left %v, failed %v", left, failed)
@@ -133,7 +133,7 @@ func FuzzParse(f *testing.F) {
 		if len(dep) > 4096 {
 			return // long chains are slow, no more
 		}
-		s := parse("/m", dep, alias, soft, func(string) error { return nil })
+		s := parse(dep, alias, soft, func(string) error { return nil })
 		for _, name := range s.Match(modalias) {
 			_ = s.Load(name)
 		}
