@@ -253,10 +253,9 @@ func readAnswer(c net.Conn, network string) ([]byte, error) {
 	if network == "tcp" {
 		return readDNS(c)
 	}
-	b := datagrams.Get().(*[65536]byte)
-	defer datagrams.Put(b)
-	n, err := c.Read(b[:maxDNSBytes])
-	return append([]byte(nil), b[:max(n, 0)]...), err
+	b := make([]byte, maxDNSBytes)
+	n, err := c.Read(b)
+	return b[:max(n, 0)], err
 }
 
 // answers says whether b is a response to the query: same identifier, same

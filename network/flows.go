@@ -129,6 +129,23 @@ func (f *flows) remove(fl *flow) {
 	f.mu.Unlock()
 }
 
+// sweep ends the flows of a kind that were idle for so long. Flows with a reader
+// do that themselves.
+func (f *flows) sweep(kind flowKind, idle time.Duration) {
+	var old []*flow
+	f.mu.Lock()
+	for k, fl := range f.table {
+		if k.kind == kind && f.idle(fl) >= idle {
+			old = append(old, fl)
+			f.removeLocked(fl)
+		}
+	}
+	f.mu.Unlock()
+	for _, fl := range old {
+		fl.close()
+	}
+}
+
 // closeAll ends all flows; their goroutines are waited for elsewhere.
 func (f *flows) closeAll() {
 	f.mu.Lock()

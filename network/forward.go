@@ -115,7 +115,7 @@ func (u *User) forwardTCP(c *net.TCPConn, guest netip.AddrPort) {
 		abortHost(c)
 		return
 	}
-	_ = c.SetKeepAliveConfig(keepAliveConfig)
+	_ = c.SetKeepAliveConfig(keepAlive())
 	u.stats.tcpMade.Add(1)
 	u.splice(ep, wq, c)
 }
@@ -132,8 +132,8 @@ type udpForward struct {
 	next   uint16
 }
 
-// Gateway ports for peers: above those that the stack uses for its own
-// connections do not matter, since these are TCP.
+// firstPeerPort begins the gateway's ports for peers. The stack itself uses none:
+// its own connections are TCP.
 const firstPeerPort = 20000
 
 // serve passes datagrams to the guest until the socket is closed.
@@ -145,7 +145,13 @@ func (f *udpForward) serve() {
 	}
 	defer route.Release()
 	b := make([]byte, 65536)
+	swept := time.Now()
 	for {
+		if time.Since(swept) >= f.u.cfg.UDPIdle {
+			f.u.flows.sweep(flowForward, f.u.cfg.UDPIdle)
+			swept = time.Now()
+		}
+		_ = f.conn.SetReadDeadline(swept.Add(f.u.cfg.UDPIdle))
 		n, peer, err := f.conn.ReadFromUDPAddrPort(b)
 		switch {
 		case errors.Is(err, net.ErrClosed):

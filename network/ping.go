@@ -41,7 +41,7 @@ func (u *User) handlePing(_ stack.TransportEndpointID, p *stack.PacketBuffer) bo
 			return true
 		}
 	}
-	data, done := flatten(p)
+	data, done := u.flatten(p)
 	defer done()
 	msg := make([]byte, len(h)+len(data))
 	copy(msg, h)

@@ -19,9 +19,6 @@ import (
 )
 
 const (
-	// maxHandshakes bounds the connections being made; further attempts are ignored, and
-	// the guest tries again.
-	maxHandshakes = 256
 	// dialTimeout is how long a connection to the outside may take, and
 	// guestTimeout one to the guest.
 	dialTimeout  = 60 * time.Second
@@ -85,7 +82,7 @@ func (t *tcpTable) synSeq(id stack.TransportEndpointID) (uint32, bool) {
 
 // tcpHandler takes the segments that belong to no connection.
 func (u *User) tcpHandler() func(stack.TransportEndpointID, *stack.PacketBuffer) bool {
-	fwd := tcp.NewForwarder(u.stack, tcpReceiveBytes, maxHandshakes, u.accept)
+	fwd := tcp.NewForwarder(u.stack, tcpReceiveBytes, u.cfg.MaxTCP, u.accept)
 	return func(id stack.TransportEndpointID, p *stack.PacketBuffer) bool {
 		if h := header.TCP(p.TransportHeader().Slice()); len(h) >= header.TCPMinimumSize && h.Flags() == header.TCPFlagSyn {
 			u.tcp.noteSYN(id, h.SequenceNumber())
@@ -141,7 +138,7 @@ func (u *User) dialTCP(dst netip.AddrPort) (*net.TCPConn, error) {
 		}
 		return nil, err
 	}
-	d := net.Dialer{Timeout: dialTimeout, KeepAliveConfig: keepAliveConfig}
+	d := net.Dialer{Timeout: dialTimeout, KeepAliveConfig: keepAlive()}
 	c, err := d.DialContext(u.ctx, "tcp4", netip.AddrPortFrom(to, dst.Port()).String())
 	if err != nil {
 		return nil, err
@@ -149,7 +146,9 @@ func (u *User) dialTCP(dst netip.AddrPort) (*net.TCPConn, error) {
 	return c.(*net.TCPConn), nil
 }
 
-var keepAliveConfig = net.KeepAliveConfig{Enable: true, Idle: keepIdle, Interval: keepInterval, Count: keepCount}
+func keepAlive() net.KeepAliveConfig {
+	return net.KeepAliveConfig{Enable: true, Idle: keepIdle, Interval: keepInterval, Count: keepCount}
+}
 
 // refuse tells the guest by ICMP why its connection failed, where TCP has no
 // word for it; true: a reset is the word.

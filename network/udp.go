@@ -20,8 +20,19 @@ import (
 // maxDatagram is the largest UDP payload over IPv4.
 const maxDatagram = 65535 - header.IPv4MinimumSize - header.UDPMinimumSize
 
-// datagrams are buffers for one datagram each.
-var datagrams = sync.Pool{New: func() any { return new([65536]byte) }}
+// datagrams has buffers for one datagram each.
+type datagrams struct{ pool sync.Pool }
+
+type datagram = [65536]byte
+
+func (d *datagrams) get() *datagram {
+	if b, ok := d.pool.Get().(*datagram); ok {
+		return b
+	}
+	return new(datagram)
+}
+
+func (d *datagrams) put(b *datagram) { d.pool.Put(b) }
 
 // handleUDP takes every datagram of the guest. It does not block: it runs
 // within Send. false makes the stack answer that the port is closed.
@@ -32,7 +43,7 @@ func (u *User) handleUDP(id stack.TransportEndpointID, p *stack.PacketBuffer) bo
 	if len(h) < header.UDPMinimumSize || int(h.Length()) != len(h)+p.Data().Size() {
 		return true
 	}
-	payload, done := flatten(p)
+	payload, done := u.flatten(p)
 	defer done()
 	switch {
 	case dst.Port() == dhcpServerPort && guest.Port() == dhcpClientPort:
@@ -86,13 +97,13 @@ func (u *User) refuseDatagram(k flowKey, err error) bool {
 }
 
 // flatten gives the packet's data as one slice, valid until done is called.
-func flatten(p *stack.PacketBuffer) (data []byte, done func()) {
+func (u *User) flatten(p *stack.PacketBuffer) (data []byte, done func()) {
 	views, skip := p.AsViewList()
 	skip += p.HeaderSize()
 	if v := views.Front(); v != nil && v.Next() == nil && v.Size() >= skip {
 		return v.AsSlice()[skip:], func() {}
 	}
-	b := datagrams.Get().(*[65536]byte)
+	b := u.buffers.get()
 	n := 0
 	for v := views.Front(); v != nil; v = v.Next() {
 		s := v.AsSlice()
@@ -100,7 +111,7 @@ func flatten(p *stack.PacketBuffer) (data []byte, done func()) {
 		skip -= k
 		n += copy(b[n:], s[k:])
 	}
-	return b[:n], func() { datagrams.Put(b) }
+	return b[:n], func() { u.buffers.put(b) }
 }
 
 // newUDPFlow connects a socket to where the guest wants to send, if it may.
@@ -174,8 +185,8 @@ func sendNow(raw syscall.RawConn, payload []byte) bool {
 func (u *User) readFlow(fl *flow, conn net.Conn, raw syscall.RawConn, route *stack.Route, idle time.Duration, deliver func(*stack.Route, []byte)) {
 	var rerr error
 	read := func(fd uintptr) bool {
-		b := datagrams.Get().(*[65536]byte)
-		defer datagrams.Put(b)
+		b := u.buffers.get()
+		defer u.buffers.put(b)
 		n, err := ignoringEINTR(func() (int, error) { return unix.Read(int(fd), b[:]) })
 		if err == unix.EAGAIN {
 			return false

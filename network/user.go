@@ -36,6 +36,8 @@ type User struct {
 	routes *kernelRoutes
 	stats  userCounters
 
+	buffers datagrams
+
 	tcp   tcpTable
 	flows flows
 	dhcp  *dhcpServer

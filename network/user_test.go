@@ -418,7 +418,7 @@ func TestHostForwardRefused(t *testing.T) {
 
 func TestHostForwardUDP(t *testing.T) {
 	fwd := HostForward{Proto: "udp", Host: netip.MustParseAddrPort("127.0.0.1:0"), Guest: netip.AddrPortFrom(netip.Addr{}, 53)}
-	u, g := rig(t, UserConfig{Forwards: []HostForward{fwd}})
+	u, g := rig(t, UserConfig{Forwards: []HostForward{fwd}, UDPIdle: 200 * time.Millisecond})
 	s, err := gonet.DialUDP(g.stack, &tcpip.FullAddress{NIC: 1, Port: 53}, nil, ipv4.ProtocolNumber)
 	if err != nil {
 		t.Fatal(err)
@@ -450,6 +450,7 @@ func TestHostForwardUDP(t *testing.T) {
 			}
 		}
 	}
+	eventually(t, "idle flows gone", func() bool { return u.Stats().UDPOpen == 0 })
 }
 
 func TestHostForwardPortTaken(t *testing.T) {
