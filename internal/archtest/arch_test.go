@@ -253,7 +253,7 @@ func TestGuestMemoryIsWrittenByMemory(t *testing.T) {
 			continue
 		}
 		ast.Inspect(f.ast, func(n ast.Node) bool {
-			if call, ok := n.(*ast.CallExpr); ok {
+			if call, isCall := n.(*ast.CallExpr); isCall {
 				fn, isSel := call.Fun.(*ast.SelectorExpr)
 				if !isSel || fn.Sel.Name != "Writable" {
 					return true
