@@ -13,7 +13,11 @@ func TestBellRingsWhileItsCountIsRead(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer b.close()
+	defer func() {
+		if err := b.close(); err != nil {
+			t.Error(err)
+		}
+	}()
 	stop := make(chan struct{})
 	var readers sync.WaitGroup
 	defer readers.Wait()

@@ -218,7 +218,7 @@ func TestContractFailureForm(t *testing.T) {
 			}
 			return bufs[0], r.Queues[queue].Wait(1)[0]
 		}
-		if a, u := fail(0); u.Len != 4096 || r.Get(a+4095, 1)[0] != 1 {
+		if a, u := fail(0); u.Len != 0 || r.Get(a+4095, 1)[0] != 1 {
 			t.Errorf("status: used length %d, last byte %d", u.Len, r.Get(a+4095, 1)[0])
 		}
 		if _, u := fail(1); u.Len != 0 {

@@ -7,10 +7,6 @@ import (
 	"github.com/peervisor/peervisor/memory"
 )
 
-// driverBits are the status bits that a driver may set.
-const driverBits = VIRTIO_CONFIG_S_ACKNOWLEDGE | VIRTIO_CONFIG_S_DRIVER | VIRTIO_CONFIG_S_FEATURES_OK |
-	VIRTIO_CONFIG_S_DRIVER_OK | VIRTIO_CONFIG_S_FAILED
-
 // Status is the device status register.
 func (c *Core) Status() byte {
 	c.state.Lock()
