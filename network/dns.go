@@ -89,7 +89,7 @@ func (s *dnsServer) serveUDP(guest netip.AddrPort, payload []byte) {
 // section 4.2.2), one after the other, and closes it.
 func (s *dnsServer) serveTCP(ep tcpip.Endpoint, wq *waiter.Queue) {
 	c := gonet.NewTCPConn(wq, ep)
-	defer c.Close()
+	defer func() { _ = c.Close() }()
 	stop := context.AfterFunc(s.u.ctx, func() { _ = c.SetDeadline(time.Unix(1, 0)) })
 	defer stop()
 	for s.u.ctx.Err() == nil {
@@ -229,7 +229,7 @@ func exchange(ctx context.Context, network string, server netip.AddrPort, query 
 	if err != nil {
 		return nil, fmt.Errorf("ask resolver %v: %w", server, err)
 	}
-	defer c.Close()
+	defer func() { _ = c.Close() }()
 	stop := context.AfterFunc(ctx, func() { _ = c.SetDeadline(time.Unix(1, 0)) })
 	defer stop()
 	ours := append([]byte(nil), query...)

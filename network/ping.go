@@ -86,7 +86,7 @@ func dialPing(to netip.Addr) (flowConn, error) {
 		return nil, fmt.Errorf("connect ping socket: %w", err)
 	}
 	f := os.NewFile(uintptr(fd), "ping socket")
-	defer f.Close()
+	defer func() { _ = f.Close() }()
 	c, err := net.FileConn(f) // takes a duplicate
 	if err != nil {
 		return nil, fmt.Errorf("take ping socket: %w", err)

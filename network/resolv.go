@@ -41,7 +41,7 @@ func (r *resolvConf) servers() []netip.AddrPort {
 	if err != nil {
 		return r.list
 	}
-	defer f.Close()
+	defer func() { _ = f.Close() }()
 	conf, err := dns.ClientConfigFromReader(f)
 	if err != nil {
 		return r.list

@@ -157,7 +157,7 @@ func (u *User) startFlow(k flowKey, conn flowConn, idle time.Duration, deliver f
 	fl.send = func(payload []byte) bool { return sendNow(raw, payload) }
 	read := func() {
 		defer route.Release()
-		defer conn.Close()
+		defer func() { _ = conn.Close() }()
 		defer u.flows.remove(fl)
 		u.readFlow(fl, conn, raw, route, idle, deliver)
 	}
