@@ -295,7 +295,7 @@ func TestGuestRunsCommands(t *testing.T) {
 func (g *qemuGuest) checkStreams() {
 	g.t.Helper()
 	want := make([]byte, 16<<20)
-	rand.NewChaCha8([32]byte{}).Read(want)
+	_, _ = rand.NewChaCha8([32]byte{}).Read(want)
 	start := time.Now()
 	if out, _ := g.sh("cat", bytes.NewReader(want)); out != string(want) {
 		g.t.Errorf("%d random bytes came back as %d others", len(want), len(out))

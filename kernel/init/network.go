@@ -10,7 +10,7 @@ import (
 )
 
 // networkWait bounds how long the first command waits for an answer on interfaces
-// that have a link. Asking goes on after that.
+// that have a link, beyond what the rest of the boot took. Asking goes on after that.
 const networkWait = 4 * time.Second
 
 // askAgain is the pause after a round without an answer, askFor the length of one.
@@ -24,15 +24,14 @@ type network struct {
 	notice func(string)
 	// settled is closed when each interface with a link has its lease.
 	settled  chan struct{}
-	deadline time.Time
-	once     sync.Once
+	once     sync.Once // await
 	resolver sync.Mutex
 }
 
 // startNetwork brings up the loopback interface, and the others by DHCP unless
 // the command line says not to.
 func startNetwork(sys string, dhcp bool, notice func(string)) *network {
-	n := &network{notice: notice, settled: make(chan struct{}), deadline: time.Now().Add(networkWait)}
+	n := &network{notice: notice, settled: make(chan struct{})}
 	if err := netconf.UpLoopback(); err != nil {
 		notice("network: loopback: " + err.Error())
 	}
@@ -63,15 +62,17 @@ func startNetwork(sys string, dhcp bool, notice func(string)) *network {
 	return n
 }
 
-// await waits for the first leases, for a bounded time after the start.
+// await waits for the first leases, for a bounded time after it was first called.
 func (n *network) await() {
-	timer := time.NewTimer(time.Until(n.deadline))
-	defer timer.Stop()
-	select {
-	case <-n.settled:
-	case <-timer.C:
-		n.once.Do(func() { n.notice("network: no DHCP answer so far, going on without") })
-	}
+	n.once.Do(func() {
+		timer := time.NewTimer(networkWait)
+		defer timer.Stop()
+		select {
+		case <-n.settled:
+		case <-timer.C:
+			n.notice("network: no DHCP answer so far, going on without")
+		}
+	})
 }
 
 // keep gets a lease and renews it, for ever.

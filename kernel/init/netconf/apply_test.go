@@ -2,7 +2,6 @@ package netconf
 
 import (
 	"net"
-	"net/netip"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -42,7 +41,7 @@ func TestApply(t *testing.T) {
 	if err := i.Up(); err != nil {
 		t.Error(err)
 	}
-	l := &Lease{Address: netip.MustParsePrefix("10.9.8.7/24"), Router: netip.MustParseAddr("10.9.8.1"), MTU: 1400}
+	l := &Lease{Address: Addr{10, 9, 8, 7}, PrefixBits: 24, Router: Addr{10, 9, 8, 1}, MTU: 1400}
 	for range 2 { // as after a renewal
 		if err := i.Apply(l); err != nil {
 			t.Error(err)
@@ -89,13 +88,13 @@ func TestPacketConn(t *testing.T) {
 	if err != nil {
 		t.Skipf("needs packet sockets: %v", err)
 	}
-	defer client.Close()
+	defer func() { _ = client.Close() }()
 	host, err := Listen(index[1])
 	if err != nil {
 		t.Error(err)
 		return
 	}
-	defer host.Close()
+	defer func() { _ = host.Close() }()
 	if err := client.Send([]byte("question")); err != nil {
 		t.Error(err)
 	}

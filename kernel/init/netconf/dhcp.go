@@ -3,10 +3,10 @@ package netconf
 import (
 	"encoding/binary"
 	"errors"
-	"math/rand/v2"
-	"net/netip"
 	"strings"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // RFC 2131, figure 1 and table 3; RFC 2132 for options.
@@ -75,11 +75,11 @@ type message struct {
 	xid      uint32
 	mac      [6]byte
 	kind     byte
-	your     netip.Addr
-	server   netip.Addr
-	mask     netip.Addr
-	routers  []netip.Addr
-	dns      []netip.Addr
+	your     Addr
+	server   Addr
+	mask     Addr
+	routers  []Addr
+	dns      []Addr
 	domain   string
 	mtu      int
 	lease    time.Duration
@@ -88,13 +88,13 @@ type message struct {
 
 // compose makes a client's message. requested and server are not valid where the
 // message has none; ciaddr is valid when a lease is renewed.
-func compose(kind byte, xid uint32, mac [6]byte, requested, server, ciaddr netip.Addr) []byte {
+func compose(kind byte, xid uint32, mac [6]byte, requested, server, ciaddr Addr) []byte {
 	b := make([]byte, headerBytes, minimumBytes)
 	b[0], b[1], b[2] = bootRequest, 1, 6 // Ethernet, six bytes
 	binary.BigEndian.PutUint32(b[4:], xid)
 	binary.BigEndian.PutUint16(b[10:], flagBroadcast)
-	if ciaddr.Is4() {
-		copy(b[12:16], ciaddr.AsSlice())
+	if ciaddr.Is() {
+		copy(b[12:16], ciaddr[:])
 	}
 	copy(b[28:], mac[:])
 	binary.BigEndian.PutUint32(b[236:], magicCookie)
@@ -102,11 +102,11 @@ func compose(kind byte, xid uint32, mac [6]byte, requested, server, ciaddr netip
 	b = append(b, optClientID, 7, 1)
 	b = append(b, mac[:]...)
 	b = append(b, optMaxSize, 2, 1500>>8, 1500&0xFF)
-	if requested.Is4() {
-		b = append(append(b, optRequestedIP, 4), requested.AsSlice()...)
+	if requested.Is() {
+		b = append(append(b, optRequestedIP, 4), requested[:]...)
 	}
-	if server.Is4() {
-		b = append(append(b, optServerID, 4), server.AsSlice()...)
+	if server.Is() {
+		b = append(append(b, optServerID, 4), server[:]...)
 	}
 	b = append(b, optParameters, 5, optMask, optRouter, optDNS, optDomain, optMTU, optEnd)
 	for len(b) < minimumBytes {
@@ -122,7 +122,7 @@ func parseReply(b []byte) (m message, ok bool) {
 		return m, false
 	}
 	m.xid = binary.BigEndian.Uint32(b[4:])
-	m.your = netip.AddrFrom4([4]byte(b[16:20]))
+	m.your = Addr(b[16:20])
 	copy(m.mac[:], b[28:34])
 	options := b[headerBytes:]
 	for len(options) > 0 {
@@ -151,11 +151,11 @@ func (m *message) option(code byte, v []byte) {
 		}
 	case optServerID:
 		if len(v) == 4 {
-			m.server = netip.AddrFrom4([4]byte(v))
+			m.server = Addr(v[:4])
 		}
 	case optMask:
 		if len(v) == 4 {
-			m.mask = netip.AddrFrom4([4]byte(v))
+			m.mask = Addr(v[:4])
 		}
 	case optRouter:
 		m.routers = addresses(v)
@@ -174,10 +174,10 @@ func (m *message) option(code byte, v []byte) {
 	}
 }
 
-func addresses(v []byte) []netip.Addr {
-	var list []netip.Addr
+func addresses(v []byte) []Addr {
+	var list []Addr
 	for ; len(v) >= 4 && len(list) < maxDNS; v = v[4:] {
-		list = append(list, netip.AddrFrom4([4]byte(v)))
+		list = append(list, Addr(v[:4]))
 	}
 	return list
 }
@@ -196,8 +196,8 @@ func domainName(v []byte) string {
 // toLease checks an ACK.
 func (m *message) toLease() (*Lease, error) {
 	bits := 24 // the address alone does not say; most networks are this
-	if m.mask.Is4() {
-		mask := binary.BigEndian.Uint32(m.mask.AsSlice())
+	if m.mask.Is() {
+		mask := binary.BigEndian.Uint32(m.mask[:])
 		bits = 0
 		for bits < 32 && mask&(1<<(31-bits)) != 0 {
 			bits++
@@ -206,10 +206,10 @@ func (m *message) toLease() (*Lease, error) {
 			return nil, errors.New("DHCP: the mask has holes")
 		}
 	}
-	if !m.your.IsValid() || m.your.IsUnspecified() || m.your.IsMulticast() || m.your.IsLoopback() {
+	if first := m.your[0]; first == 0 || first == 127 || first >= 224 { // this network, loopback, multicast and above
 		return nil, errors.New("DHCP: the address is none")
 	}
-	l := &Lease{Address: netip.PrefixFrom(m.your, bits), Server: m.server, DNS: m.dns, Domain: m.domain, For: defaultLease}
+	l := &Lease{Address: m.your, PrefixBits: bits, Server: m.server, DNS: m.dns, Domain: m.domain, For: defaultLease}
 	if len(m.routers) > 0 {
 		l.Router = m.routers[0]
 	}
@@ -229,14 +229,24 @@ type Client struct {
 	xid  uint32
 }
 
+// transaction makes a number that tells our exchange from others on the wire; a
+// guess at it wins nothing that a neighbour on the link does not have anyway.
+func transaction() uint32 {
+	var b [4]byte
+	if _, err := unix.Getrandom(b[:], unix.GRND_NONBLOCK|unix.GRND_INSECURE); err != nil {
+		return uint32(time.Now().UnixNano())
+	}
+	return binary.LittleEndian.Uint32(b[:])
+}
+
 // Acquire gets a lease: DISCOVER, OFFER, REQUEST, ACK, with retransmission, until
 // the deadline.
 func (c *Client) Acquire(deadline time.Time) (*Lease, error) {
 	for {
-		c.xid = rand.Uint32()
-		var none netip.Addr
+		c.xid = transaction()
+		var none Addr
 		discover := compose(dhcpDiscover, c.xid, c.MAC, none, none, none)
-		offer, err := c.exchange(discover, deadline, -1, func(m *message) bool { return m.kind == dhcpOffer && m.server.Is4() })
+		offer, err := c.exchange(discover, deadline, -1, func(m *message) bool { return m.kind == dhcpOffer && m.server.Is() })
 		if err != nil {
 			return nil, err
 		}
@@ -253,9 +263,9 @@ func (c *Client) Acquire(deadline time.Time) (*Lease, error) {
 
 // Renew asks for more of a lease; it is good until the lease ends.
 func (c *Client) Renew(l *Lease, deadline time.Time) (*Lease, error) {
-	c.xid = rand.Uint32()
-	var none netip.Addr
-	return c.request(compose(dhcpRequest, c.xid, c.MAC, none, none, l.Address.Addr()), deadline, -1)
+	c.xid = transaction()
+	var none Addr
+	return c.request(compose(dhcpRequest, c.xid, c.MAC, none, none, l.Address), deadline, -1)
 }
 
 var errNak = errors.New("DHCP: the server refused")

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"encoding/binary"
 	"errors"
-	"net/netip"
 	"reflect"
 	"testing"
 	"time"
@@ -12,8 +11,8 @@ import (
 
 var (
 	testMAC    = [6]byte{0x52, 0x54, 0, 1, 2, 3}
-	serverAddr = netip.MustParseAddr("10.0.2.2")
-	guestAddr  = netip.MustParseAddr("10.0.2.15")
+	serverAddr = Addr{10, 0, 2, 2}
+	guestAddr  = Addr{10, 0, 2, 15}
 )
 
 // reply makes a server's message.
@@ -21,11 +20,11 @@ func reply(kind byte, xid uint32, options ...[]byte) []byte {
 	b := make([]byte, headerBytes)
 	b[0], b[1], b[2] = bootReply, 1, 6
 	binary.BigEndian.PutUint32(b[4:], xid)
-	copy(b[16:], guestAddr.AsSlice())
+	copy(b[16:], guestAddr[:])
 	copy(b[28:], testMAC[:])
 	binary.BigEndian.PutUint32(b[236:], magicCookie)
 	b = append(b, optType, 1, kind, optPad)
-	b = append(append(b, optServerID, 4), serverAddr.AsSlice()...)
+	b = append(append(b, optServerID, 4), serverAddr[:]...)
 	for _, o := range options {
 		b = append(b, o...)
 	}
@@ -95,15 +94,15 @@ func TestAcquire(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := &Lease{Address: netip.MustParsePrefix("10.0.2.15/24"), Router: serverAddr, Server: serverAddr,
-		DNS: []netip.Addr{netip.MustParseAddr("10.0.2.3")}, Domain: "lab.test", MTU: 1400, For: time.Hour}
+	want := &Lease{Address: guestAddr, PrefixBits: 24, Router: serverAddr, Server: serverAddr,
+		DNS: []Addr{{10, 0, 2, 3}}, Domain: "lab.test", MTU: 1400, For: time.Hour}
 	if !reflect.DeepEqual(l, want) {
 		t.Errorf("lease %+v, want %+v", l, want)
 	}
 	if !bytes.Equal(s.sent, []byte{dhcpDiscover, dhcpDiscover, dhcpRequest}) {
 		t.Errorf("sent %v", s.sent)
 	}
-	if !bytes.Contains(s.raw[2], append([]byte{optRequestedIP, 4}, guestAddr.AsSlice()...)) {
+	if !bytes.Contains(s.raw[2], append([]byte{optRequestedIP, 4}, guestAddr[:]...)) {
 		t.Error("the request names no address")
 	}
 	if got := l.Resolver(); got != "search lab.test\nnameserver 10.0.2.3\n" {
@@ -141,12 +140,12 @@ func TestSilence(t *testing.T) {
 
 func TestRenew(t *testing.T) {
 	s := &server{t: t, answer: func(_ int, _ byte, xid uint32) [][]byte { return [][]byte{reply(dhcpAck, xid, network()...)} }}
-	l := &Lease{Address: netip.MustParsePrefix("10.0.2.15/24")}
+	l := &Lease{Address: guestAddr, PrefixBits: 24}
 	next, err := (&Client{Conn: s, MAC: testMAC}).Renew(l, soon())
 	if err != nil || next.For != time.Hour {
 		t.Fatalf("%+v, %v", next, err)
 	}
-	if !bytes.Equal(s.raw[0][12:16], guestAddr.AsSlice()) {
+	if !bytes.Equal(s.raw[0][12:16], guestAddr[:]) {
 		t.Error("the client's address is not in ciaddr")
 	}
 }
@@ -154,15 +153,15 @@ func TestRenew(t *testing.T) {
 func TestBadLeases(t *testing.T) {
 	for name, m := range map[string]message{
 		"no address":      {},
-		"unspecified":     {your: netip.IPv4Unspecified()},
-		"multicast":       {your: netip.MustParseAddr("224.0.0.1")},
-		"mask with holes": {your: guestAddr, mask: netip.MustParseAddr("255.0.255.0")},
+		"loopback":        {your: Addr{127, 0, 0, 1}},
+		"multicast":       {your: Addr{224, 0, 0, 1}},
+		"mask with holes": {your: guestAddr, mask: Addr{255, 0, 255, 0}},
 	} {
 		if l, err := m.toLease(); err == nil {
 			t.Errorf("%s: %+v", name, l)
 		}
 	}
-	if l, err := (&message{your: guestAddr, hasLease: true}).toLease(); err != nil || l.For != minLease || l.Address.Bits() != 24 {
+	if l, err := (&message{your: guestAddr, hasLease: true}).toLease(); err != nil || l.For != minLease || l.PrefixBits != 24 {
 		t.Errorf("a lease for no time: %+v, %v", l, err)
 	}
 	if got := domainName([]byte("a.b\nnameserver 6.6.6.6")); got != "" {
@@ -194,7 +193,7 @@ func FuzzReply(f *testing.F) {
 	f.Fuzz(func(t *testing.T, data []byte) {
 		for _, b := range [][]byte{data, unwrap(data)} {
 			if m, ok := parseReply(b); ok {
-				if l, err := m.toLease(); err == nil && (!l.Address.IsValid() || l.For < minLease || len(l.DNS) > maxDNS) {
+				if l, err := m.toLease(); err == nil && (!l.Address.Is() || l.PrefixBits > 32 || l.For < minLease || len(l.DNS) > maxDNS) {
 					t.Fatalf("lease %+v", l)
 				}
 			}

@@ -7,8 +7,8 @@ package netconf
 
 import (
 	"errors"
-	"net/netip"
 	"os"
+	"strconv"
 	"strings"
 	"time"
 )
@@ -92,14 +92,34 @@ func nibble(c byte) int {
 	return -1
 }
 
+// Addr is an IPv4 address; the zero value is none. (net/netip would be a
+// hundredth of the program's size.)
+type Addr [4]byte
+
+// Is tells whether it is an address.
+func (a Addr) Is() bool { return a != Addr{} }
+
+func (a Addr) String() string {
+	var b []byte
+	for i, v := range a {
+		if i > 0 {
+			b = append(b, '.')
+		}
+		b = strconv.AppendUint(b, uint64(v), 10)
+	}
+	return string(b)
+}
+
 // Lease is what a server granted.
 type Lease struct {
-	Address netip.Prefix
-	Router  netip.Addr // not valid: none
-	Server  netip.Addr
-	DNS     []netip.Addr
-	Domain  string
-	MTU     int // 0: not said
+	Address Addr
+	// PrefixBits is the length of the network's prefix, 0..32.
+	PrefixBits int
+	Router     Addr
+	Server     Addr
+	DNS        []Addr
+	Domain     string
+	MTU        int // 0: not said
 	// For is how long it is good; at least minLease.
 	For time.Duration
 }

@@ -2,7 +2,6 @@ package netconf
 
 import (
 	"encoding/binary"
-	"net/netip"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -79,29 +78,29 @@ func linkRequest(index, mtu int) *request {
 }
 
 // addressRequest gives an interface an address.
-func addressRequest(index int, p netip.Prefix) *request {
+func addressRequest(index int, addr Addr, bits int) *request {
 	body := make([]byte, unix.SizeofIfAddrmsg)
-	body[0], body[1] = unix.AF_INET, byte(p.Bits())
+	body[0], body[1] = unix.AF_INET, byte(bits)
 	binary.NativeEndian.PutUint32(body[4:], uint32(index))
 	r := newRequest(unix.RTM_NEWADDR, unix.NLM_F_CREATE|unix.NLM_F_REPLACE, body)
-	r.attribute(unix.IFA_LOCAL, p.Addr().AsSlice())
-	r.attribute(unix.IFA_ADDRESS, p.Addr().AsSlice())
-	if p.Bits() < 31 {
-		host := binary.BigEndian.Uint32(p.Addr().AsSlice()) | (1<<(32-p.Bits()) - 1)
+	r.attribute(unix.IFA_LOCAL, addr[:])
+	r.attribute(unix.IFA_ADDRESS, addr[:])
+	if bits < 31 {
+		host := binary.BigEndian.Uint32(addr[:]) | (1<<(32-bits) - 1)
 		r.attribute(unix.IFA_BROADCAST, binary.BigEndian.AppendUint32(nil, host))
 	}
 	return r
 }
 
 // routeRequest makes the default route. metric tells interfaces apart; the lowest wins.
-func routeRequest(index int, router netip.Addr, metric uint32) *request {
+func routeRequest(index int, router Addr, metric uint32) *request {
 	body := make([]byte, unix.SizeofRtMsg)
 	body[0] = unix.AF_INET
 	body[4], body[5], body[6], body[7] = unix.RT_TABLE_MAIN, unix.RTPROT_DHCP, unix.RT_SCOPE_UNIVERSE, unix.RTN_UNICAST
 	// The router need not be within the subnet of a /32.
 	binary.NativeEndian.PutUint32(body[8:], unix.RTNH_F_ONLINK)
 	r := newRequest(unix.RTM_NEWROUTE, unix.NLM_F_CREATE|unix.NLM_F_REPLACE, body)
-	r.attribute(unix.RTA_GATEWAY, router.AsSlice())
+	r.attribute(unix.RTA_GATEWAY, router[:])
 	r.uint32(unix.RTA_OIF, uint32(index))
 	r.uint32(unix.RTA_PRIORITY, metric)
 	return r
@@ -120,10 +119,10 @@ func (i Interface) Apply(l *Lease) error {
 			return err
 		}
 	}
-	if err := addressRequest(i.Index, l.Address).do(); err != nil {
+	if err := addressRequest(i.Index, l.Address, l.PrefixBits).do(); err != nil {
 		return err
 	}
-	if !l.Router.IsValid() {
+	if !l.Router.Is() {
 		return nil
 	}
 	return routeRequest(i.Index, l.Router, uint32(100+i.Index)).do()
