@@ -22,6 +22,10 @@ const (
 	pollSkipMax = 32
 	// pollLooks is how often it looks between two looks at the clock.
 	pollLooks = 16
+	// pollBatch is the largest batch after which polling is tried. After a larger one a
+	// wake-up costs little a request, and polling would take the next batch apart:
+	// drivers make requests available one by one and notify of all of them.
+	pollBatch = 4
 )
 
 // poller decides whether polling is worth while. It is judged by its success and
@@ -133,6 +137,7 @@ type worker struct {
 	epoch  time.Time // of the clock that polling looks at
 	poller poller
 	idle   time.Duration // on that clock: when the last batch was done
+	taken  int           // requests of the last batch
 	armed  bool          // this sleep has asked for a notification
 	woken  bool          // and a ring has ended it
 	ready  func(fd uintptr) bool
@@ -182,6 +187,7 @@ func (w *worker) turn() bool {
 	if len(reqs) == 0 {
 		return false
 	}
+	w.taken = len(reqs)
 	w.act.dev.Submit(w.q.index, reqs)
 	return true
 }
@@ -197,7 +203,7 @@ func (w *worker) resubmit() {
 // True: there is something to do.
 func (w *worker) poll() bool {
 	w.idle = time.Since(w.epoch)
-	if !w.poller.on {
+	if !w.poller.on || w.taken > pollBatch {
 		return false
 	}
 	for {
@@ -225,7 +231,7 @@ func (w *worker) sleep() bool {
 	if w.woken {
 		w.q.count.wakes.Add(1)
 	}
-	if w.q.waiting() {
+	if w.taken <= pollBatch && w.q.waiting() {
 		w.poller.slept(time.Since(w.epoch) - w.idle)
 	}
 	return true
