@@ -24,6 +24,11 @@ func newUserNet(n *NetSpec, log *slog.Logger) (*network.User, error) {
 	return u, nil
 }
 
-func newTap(n *NetSpec) (*network.User, error) {
-	return nil, fmt.Errorf("--net tap=%s: taps are not built yet", n.Tap)
+// newTap opens or makes the tap of one device.
+func newTap(n *NetSpec) (*network.Tap, error) {
+	t, err := network.OpenTap(network.TapConfig{Name: n.Tap, Bridge: n.Bridge, MTU: n.MTU})
+	if err != nil {
+		return nil, fmt.Errorf("--net %s: %w", n.ID, err)
+	}
+	return t, nil
 }
