@@ -25,6 +25,7 @@
 //
 // # Lock order
 //
-// Core's life-cycle lock, then its register lock, then the gate, then one queue's mu,
-// which is a leaf. No lock is held over a call of Device.
+// Core.mu, then an activation's half or gate.mu, then one queue's mu or Core.state,
+// which are leaves. Device.Activate and WriteConfig are called with Core.mu held, and
+// nothing else of Device with any lock.
 package virtio

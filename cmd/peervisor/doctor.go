@@ -106,7 +106,7 @@ func hostFindings() []probe.Finding {
 // checkKVM refuses early what would die in the guest's first instructions: an
 // ordinary kernel on a KVM that cannot run one.
 func checkKVM(cfg *guest.Config) error {
-	if cfg.Kernel != "" && cfg.Initrd == "" && !isDebKernel(cfg.Kernel) {
+	if cfg.Kernel != "" && !isDebKernel(cfg.Kernel) {
 		return nil // the user's own: it may be made for this machine
 	}
 	ok, why, err := probe.CanRunLinux()

@@ -72,9 +72,11 @@ func newApp() *cli.App {
 		},
 		EnableBashCompletion: true,
 		HideHelpCommand:      true,
-		Suggest:              true,
-		ExitErrHandler:       func(*cli.Context, error) {}, // run decides
-		OnUsageError:         usageError,
+		// A SPEC has commas of its own.
+		DisableSliceFlagSeparator: true,
+		Suggest:                   true,
+		ExitErrHandler:            func(*cli.Context, error) {}, // run decides
+		OnUsageError:              usageError,
 		CommandNotFound: func(c *cli.Context, name string) {
 			fmt.Fprintf(os.Stderr, "peervisor: there is no command %q; `peervisor --help` lists them\n", name)
 			os.Exit(failed)

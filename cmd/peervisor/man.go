@@ -2,7 +2,10 @@ package main
 
 import (
 	"fmt"
+	"os"
+	"strings"
 
+	"github.com/cpuguy83/go-md2man/v2/md2man"
 	"github.com/urfave/cli/v2"
 )
 
@@ -60,12 +63,40 @@ func manCommand() *cli.Command {
 	return &cli.Command{
 		Name: "man", Usage: "print the manual page", Description: "peervisor man | man -l -",
 		Action: func(c *cli.Context) error {
-			s, err := c.App.ToManWithSection(1)
-			if err != nil {
-				return err
-			}
-			fmt.Print(s)
-			return nil
+			_, err := os.Stdout.Write(md2man.Render([]byte(manual(c.App))))
+			return err
 		},
 	}
+}
+
+// manual is the manual page as Markdown: every command with its description and flags.
+func manual(app *cli.App) string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "%% PEERVISOR 1 \"\" \"peervisor %s\" \"User Commands\"\n\n# NAME\n\npeervisor - %s\n\n# SYNOPSIS\n\n**peervisor** COMMAND [FLAG]... [ARG]...\n\n# DESCRIPTION\n\n%s\n\n# COMMANDS\n\n",
+		app.Version, app.Usage, literal(app.Description))
+	manualCommands(&b, "", app.Commands)
+	b.WriteString("# SEE ALSO\n\n**qemu-system-x86_64**(1), **ip**(8)\n")
+	return b.String()
+}
+
+func manualCommands(b *strings.Builder, prefix string, cmds []*cli.Command) {
+	for _, c := range cmds {
+		if c.Hidden || c.Name == "help" {
+			continue
+		}
+		name := prefix + c.Name
+		fmt.Fprintf(b, "## %s %s\n\n%s.\n\n", name, c.ArgsUsage, c.Usage)
+		if c.Description != "" {
+			fmt.Fprintf(b, "%s\n\n", literal(c.Description))
+		}
+		for _, f := range c.VisibleFlags() {
+			fmt.Fprintf(b, "%s\n\n", literal(f.String()))
+		}
+		manualCommands(b, name+" ", c.Subcommands)
+	}
+}
+
+// literal keeps lines and columns as they are.
+func literal(s string) string {
+	return "    " + strings.ReplaceAll(strings.TrimRight(s, "\n"), "\n", "\n    ")
 }
