@@ -231,7 +231,7 @@ func (e *Engine) pumpInput() {
 		if closed {
 			return
 		}
-		n, err := e.cfg.Stdin.Read(buf)
+		n, err := gather(e.cfg.Stdin, buf)
 		if n > 0 {
 			e.takeInput(buf[:n])
 		}
@@ -246,6 +246,25 @@ func (e *Engine) pumpInput() {
 			return
 		}
 	}
+}
+
+// gather reads what is there, at least something. A virtio port gives a page at a
+// time; passing pages on one by one would wake the command for each.
+func gather(port *os.File, buf []byte) (int, error) {
+	n, err := port.Read(buf)
+	for err == nil && n < len(buf) && readable(int(port.Fd())) {
+		var more int
+		more, err = port.Read(buf[n:])
+		n += more
+	}
+	return n, err
+}
+
+// readable tells whether a read would not block.
+func readable(fd int) bool {
+	fds := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
+	n, err := unix.Poll(fds, 0)
+	return err == nil && n == 1 && fds[0].Revents&unix.POLLIN != 0
 }
 
 // takeInput gives bytes off the port to the command that they are for.

@@ -16,7 +16,7 @@ func TestTerminalSizeAndControl(t *testing.T) {
 	pr, pw := io.Pipe()
 	in, typed := io.Pipe()
 	p, err := r.client.Run(r.ctx, agent.Command{
-		Argv: []string{"sh", "-c", `tty <&2 | cut -c1-9; stty -echo; stty size; trap "stty size" WINCH; echo ready; read x; echo "got $x"; read y`},
+		Argv: []string{"sh", "-c", `tty <&2 | cut -c1-9; stty -echo; stty size; trap "stty size; resized=1" WINCH; echo ready; while [ -z "$resized" ]; do sleep 0.02; done; read x; echo "got $x"; read y`},
 		TTY:  true, Rows: 24, Cols: 80, Stdin: in, Stdout: pw,
 	})
 	if err != nil {
@@ -35,8 +35,8 @@ func TestTerminalSizeAndControl(t *testing.T) {
 	if err := p.Resize(50, 120); err != nil {
 		t.Fatal(err)
 	}
+	expect("50 120")
 	_, _ = io.WriteString(typed, "hello\n")
-	expect("50 120") // the trap runs when read is interrupted or returns
 	expect("got hello")
 	_, _ = io.WriteString(typed, "\x03") // Ctrl-C, by the terminal's own rules
 	go func() { _, _ = io.Copy(io.Discard, pr) }()
