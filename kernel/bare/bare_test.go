@@ -26,7 +26,7 @@ func TestBuildMakesAnELFWithAPVHEntry(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer f.Close()
+	defer func() { _ = f.Close() }()
 	if f.Machine != elf.EM_X86_64 || f.Type != elf.ET_EXEC {
 		t.Fatalf("ELF is %v %v, want an x86-64 executable", f.Machine, f.Type)
 	}

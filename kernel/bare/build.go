@@ -57,7 +57,7 @@ func Build(dir string) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("build bare guest: %w", err)
 	}
-	defer os.RemoveAll(tmp)
+	defer func() { _ = os.RemoveAll(tmp) }()
 	if err := compile(gcc, tmp); err != nil {
 		return "", fmt.Errorf("build bare guest: %w", err)
 	}

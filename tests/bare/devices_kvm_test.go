@@ -20,7 +20,7 @@ func TestRngGivesRandomBytes(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer d.Close()
+	defer func() { _ = d.Close() }()
 	if r := run(t, spec{cmdline: "bare.test=rng bytes=256K", halves: []virtio.Device{d}}); r.Bytes != 256<<10 {
 		t.Errorf("%d bytes", r.Bytes)
 	}
@@ -207,7 +207,7 @@ func TestConsoleCarriesBytesBothWays(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			defer d.Close()
+			defer func() { _ = d.Close() }()
 			// With echo the guest counts what it got, which may be a buffer more.
 			run(t, spec{cmdline: fmt.Sprintf("bare.test=console op=%s bytes=%d", op, size), halves: []virtio.Device{d}})
 			ctx, cancel := context.WithTimeout(context.Background(), limit)

@@ -43,7 +43,7 @@ func childMain(path string) error {
 	if err != nil {
 		return err
 	}
-	defer d.Close()
+	defer func() { _ = d.Close() }()
 	s := spec{halves: []virtio.Device{d},
 		cmdline: fmt.Sprintf("bare.test=blk-flushlog depth=%d size=%d span=%dM", logDepth, logBlockBytes, logSpanMiB)}
 	cfg, err := s.config(kernel, os.Stdout)
@@ -54,7 +54,7 @@ func childMain(path string) error {
 	if err != nil {
 		return err
 	}
-	defer m.Close()
+	defer func() { _ = m.Close() }()
 	if err := m.Start(); err != nil {
 		return err
 	}

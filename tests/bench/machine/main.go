@@ -8,9 +8,8 @@ import (
 	"context"
 	"flag"
 	"fmt"
-	"net/http"
-	_ "net/http/pprof" // only with --pprof
 	"os"
+	"runtime/pprof"
 	"strings"
 
 	"github.com/peervisor/peervisor/virtio/blk"
@@ -19,11 +18,11 @@ import (
 )
 
 type options struct {
-	kernel, append, pprof string
-	memMiB                uint64
-	cpus, queues          int
-	stats                 bool
-	disks                 stringList
+	kernel, append, profile string
+	memMiB                  uint64
+	cpus, queues            int
+	stats                   bool
+	disks                   stringList
 }
 
 type stringList []string
@@ -39,7 +38,7 @@ func main() {
 	flag.IntVar(&o.cpus, "cpus", 1, "vCPUs")
 	flag.IntVar(&o.queues, "queues", 1, "queues of each disk")
 	flag.BoolVar(&o.stats, "stats", false, "print the machine's counters on standard error at the end")
-	flag.StringVar(&o.pprof, "pprof", "", "serve profiles on this loopback address")
+	flag.StringVar(&o.profile, "profile", "", "write a CPU profile to this file")
 	flag.Var(&o.disks, "disk", "raw file; repeatable")
 	flag.Parse()
 	if err := run(o); err != nil {
@@ -49,8 +48,16 @@ func main() {
 }
 
 func run(o options) error {
-	if o.pprof != "" {
-		go func() { fmt.Fprintln(os.Stderr, http.ListenAndServe(o.pprof, nil)) }()
+	if o.profile != "" {
+		f, err := os.Create(o.profile)
+		if err != nil {
+			return err
+		}
+		defer f.Close()
+		if err := pprof.StartCPUProfile(f); err != nil {
+			return err
+		}
+		defer pprof.StopCPUProfile()
 	}
 	k, err := os.Open(o.kernel)
 	if err != nil {
@@ -75,7 +82,7 @@ func run(o options) error {
 		if err != nil {
 			return err
 		}
-		defer d.Close()
+		defer func() { _ = d.Close() }()
 		cfg.Devices = append(cfg.Devices, vmm.DeviceConfig{Name: fmt.Sprintf("disk%d", i), Half: d, Transport: vmm.TransportMMIO})
 		cfg.Boot.Cmdline += fmt.Sprintf(" virtio_mmio.device=4K@%#x:%d", 0xF000_0000+i*0x1000, 16+i)
 	}
@@ -83,7 +90,7 @@ func run(o options) error {
 	if err != nil {
 		return err
 	}
-	defer m.Close()
+	defer func() { _ = m.Close() }()
 	if err := m.Start(); err != nil {
 		return err
 	}

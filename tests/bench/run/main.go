@@ -52,7 +52,7 @@ func run(ctx context.Context, o options) error {
 	if err != nil {
 		return err
 	}
-	defer os.RemoveAll(tmp)
+	defer func() { _ = os.RemoveAll(tmp) }()
 	s, err := suite(ctx, o, tmp)
 	if err != nil {
 		return err
