@@ -91,6 +91,9 @@ func Start(ctx context.Context, dir *Dir, opts Options) (*Guest, error) {
 		g.cancel(err)
 		return nil, errors.Join(err, g.closeParts())
 	}
+	if g.opts.Owned && g.opts.Streams == nil {
+		go g.hub.awaitOwner() // ends when the owner comes, its time is over, or the guest ends
+	}
 	go g.run()
 	return g, nil
 }

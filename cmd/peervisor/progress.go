@@ -3,7 +3,6 @@ package main
 import (
 	"fmt"
 	"os"
-	"strings"
 	"time"
 
 	"golang.org/x/term"
@@ -49,14 +48,4 @@ func (p *progress) end() {
 	if p.tty && p.last != "" {
 		fmt.Fprint(p.f, "\r\x1b[K")
 	}
-}
-
-// bar draws done of total as a bar for step's text.
-func bar(done, total int64) string {
-	const cells = 24
-	if total <= 0 {
-		return ""
-	}
-	n := int(min(cells, cells*done/total))
-	return "[" + strings.Repeat("#", n) + strings.Repeat(".", cells-n) + "]"
 }

@@ -64,7 +64,7 @@ func (e *escapes) filter(p []byte) (send []byte, action int) {
 // session joins this terminal and an attached guest. nil without an error:
 // detached.
 func session(store *guest.Store, name string, att *guest.Attachment, owner bool) (*guest.Exit, error) {
-	defer att.Close()
+	defer func() { _ = att.Close() }() // the session is over either way
 	restore := func() {}
 	tty := term.IsTerminal(0)
 	if tty {
