@@ -43,11 +43,15 @@ var testInit = sync.OnceValues(func() ([]byte, error) {
 	return os.ReadFile(out)
 })
 
-// testCache is where tests keep kernels: PEERVISOR_CACHE, or the user's.
+// testCache is where the project's tests keep kernels: PEERVISOR_CACHE, or the machine's
+// for root and the user's for others.
 func testCache(t *testing.T) string {
 	t.Helper()
 	if dir := os.Getenv("PEERVISOR_CACHE"); dir != "" {
 		return dir
+	}
+	if os.Geteuid() == 0 {
+		return "/var/cache/peervisor"
 	}
 	dir, err := os.UserCacheDir()
 	if err != nil {
@@ -244,7 +248,12 @@ func (g *qemuGuest) powerOff() {
 	if err := g.client.PowerOff(g.ctx); err != nil {
 		g.t.Fatal(err)
 	}
+	start := time.Now()
 	g.awaitEnd()
+	// Waiting in vain for processes to end would be four seconds.
+	if took := time.Since(start); took > 3*time.Second {
+		g.t.Errorf("it took %v to power off with no process left", took)
+	}
 }
 
 func (g *qemuGuest) awaitEnd() {

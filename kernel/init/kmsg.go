@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"os"
 	"strconv"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -39,13 +40,19 @@ func setConsoleLevel() {
 
 // logForwarder copies the kernel's ring buffer to the log port.
 type logForwarder struct {
-	stop chan struct{}
-	done chan struct{}
+	stop   int         // an eventfd: readable once it should end
+	copies atomic.Bool // the port was found
+	done   chan struct{}
 }
 
 // forwardLog starts to copy, once the port is there.
 func forwardLog(sys string) *logForwarder {
-	l := &logForwarder{stop: make(chan struct{}), done: make(chan struct{})}
+	stop, err := unix.Eventfd(0, unix.EFD_CLOEXEC)
+	if err != nil {
+		say("log: " + err.Error())
+		return nil
+	}
+	l := &logForwarder{stop: stop, done: make(chan struct{})}
 	guarded("log", func() {
 		defer close(l.done)
 		events, err := listenUevents()
@@ -63,6 +70,7 @@ func forwardLog(sys string) *logForwarder {
 			return
 		}
 		defer port.Close()
+		l.copies.Store(true)
 		l.copy(port)
 	})
 	return l
@@ -70,7 +78,10 @@ func forwardLog(sys string) *logForwarder {
 
 // finish copies what is in the ring buffer, for a bounded time, and ends.
 func (l *logForwarder) finish(within time.Duration) {
-	close(l.stop)
+	if !l.copies.Load() {
+		return
+	}
+	_, _ = unix.Write(l.stop, []byte{1, 0, 0, 0, 0, 0, 0, 0})
 	select {
 	case <-l.done:
 	case <-time.After(within):
@@ -85,6 +96,7 @@ func (l *logForwarder) copy(port *os.File) {
 	defer func() { _ = unix.Close(fd) }()
 	record := make([]byte, maxRecordBytes)
 	var text []byte
+	stopped := false
 	for {
 		n, err := unix.Read(fd, record)
 		switch {
@@ -108,13 +120,12 @@ func (l *logForwarder) copy(port *os.File) {
 			text = text[:0]
 			continue
 		}
-		select {
-		case <-l.stop:
+		if stopped {
 			return
-		default:
 		}
-		// Bounded, so that stop is seen; the ring buffer is quiet most of the time.
-		_, _ = unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 250)
+		fds := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}, {Fd: int32(l.stop), Events: unix.POLLIN}}
+		_, _ = unix.Poll(fds, -1)
+		stopped = fds[1].Revents != 0 // once more round, for what is there
 	}
 }
 

@@ -124,6 +124,9 @@ func endProcesses() {
 	}
 }
 
-// othersLeft tells whether there is any process but PID 1 and the kernel's own. The
-// reaper collects those that ended.
-func othersLeft() bool { return unix.Kill(-1, 0) == nil }
+// othersLeft tells whether there is any process but PID 1 and the kernel's own.
+// Whoever is left is a child or a descendant of one: PID 1 inherits orphans. (kill(-1, 0)
+// would count kernel threads.) The reaper collects those that ended.
+func othersLeft() bool {
+	return unix.Waitid(unix.P_ALL, 0, nil, unix.WEXITED|unix.WNOHANG|unix.WNOWAIT, nil) != unix.ECHILD
+}
