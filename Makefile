@@ -24,7 +24,7 @@ deps: ## install the Debian packages and Go modules that are missing
 
 build: $(BIN) ## make the static binary bin/peervisor
 
-$(INIT): $(shell find kernel/init -name '*.go' 2>/dev/null) go.mod go.sum
+$(INIT): $(shell find kernel/init kernel/agent/control -name '*.go' 2>/dev/null) go.mod go.sum
 	@$(GO) build -trimpath -ldflags "-s -w" -o $@ ./kernel/init
 
 $(BIN): deps $(INIT) $(GOFILES)

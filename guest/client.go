@@ -43,7 +43,7 @@ func (c *Client) do(ctx context.Context, method, path string, out any) error {
 		if errors.As(err, &ue) {
 			err = ue.Err
 		}
-		return fmt.Errorf("reach guest %s: %w", c.name, err)
+		return fmt.Errorf("reach guest %s: %w: %w", c.name, ErrUnreachable, err)
 	}
 	defer resp.Body.Close()
 	body := io.LimitReader(resp.Body, 16<<20)
@@ -83,6 +83,9 @@ func (c *Client) Stop(ctx context.Context, timeout time.Duration) (StopResult, e
 	var r StopResult
 	return r, c.do(ctx, "POST", "/v1/stop?timeout="+timeout.String(), &r)
 }
+
+// ErrUnreachable: nobody answers on the guest's control socket.
+var ErrUnreachable = errors.New("no answer on the control socket")
 
 // Attachment is a connection to a guest's session.
 type Attachment struct {

@@ -46,6 +46,17 @@ func (s State) String() string {
 // MarshalText is String, for JSON.
 func (s State) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
 
+// UnmarshalText reads what MarshalText wrote.
+func (s *State) UnmarshalText(b []byte) error {
+	for v := StateNew; v <= StateClosed; v++ {
+		if v.String() == string(b) {
+			*s = v
+			return nil
+		}
+	}
+	return fmt.Errorf("machine state %q: there is no such state", b)
+}
+
 // Reason says why a machine ended.
 type Reason int32
 
@@ -91,6 +102,17 @@ func (r Reason) String() string {
 
 // MarshalText is String, for JSON.
 func (r Reason) MarshalText() ([]byte, error) { return []byte(r.String()), nil }
+
+// UnmarshalText reads what MarshalText wrote.
+func (r *Reason) UnmarshalText(b []byte) error {
+	for v := ReasonNone; v <= ReasonFault; v++ {
+		if v.String() == string(b) {
+			*r = v
+			return nil
+		}
+	}
+	return fmt.Errorf("reason %q: there is no such reason", b)
+}
 
 // Exit is how a machine ended.
 type Exit struct {

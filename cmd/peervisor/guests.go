@@ -147,10 +147,14 @@ func inspectCommand() *cli.Command {
 			if info.State.Status.Live() {
 				ctx, cancel := apiContext()
 				defer cancel()
-				if i, err := store.Client(name).Inspect(ctx); err == nil {
+				i, err := store.Client(name).Inspect(ctx)
+				if err == nil {
 					return printJSON(i)
 				}
-				// It may be starting or ending: the stored state is all there is.
+				if !errors.Is(err, guest.ErrUnreachable) {
+					return err
+				}
+				// It is starting or ending: the stored state is all there is.
 			}
 			last, err := store.Last(name)
 			if err != nil {

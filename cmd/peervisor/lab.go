@@ -37,11 +37,11 @@ func labCommand() *cli.Command {
 			{
 				Name: "exec", Usage: "run a command on a fresh lab host", ArgsUsage: "[--] CMD ARG...",
 				Description: labDescription + "\n\nExit status and output come through; the lab's own failures are 125.",
-				Flags:       labFlags(), Action: labExec, OnUsageError: usageError,
+				Flags:       labFlags(), Action: labExec,
 			},
 			{
 				Name: "shell", Usage: "a shell on a fresh lab host", Description: labDescription,
-				Flags: labFlags(), Action: labShell, OnUsageError: usageError,
+				Flags: labFlags(), Action: labShell,
 			},
 		},
 	}

@@ -57,7 +57,7 @@ func run(args []string, stderr io.Writer) int {
 }
 
 func newApp() *cli.App {
-	return &cli.App{
+	app := &cli.App{
 		Name:    "peervisor",
 		Usage:   "run guests that are not tied to one machine",
 		Version: version,
@@ -82,6 +82,17 @@ func newApp() *cli.App {
 			os.Exit(failed)
 		},
 	}
+	complete(app.Commands)
+	return app
+}
+
+// complete gives every command what all have.
+func complete(cmds []*cli.Command) {
+	for _, c := range cmds {
+		c.OnUsageError = usageError
+		c.UseShortOptionHandling = true // ps -aq
+		complete(c.Subcommands)
+	}
 }
 
 // usageError makes one line of a wrong flag.
@@ -91,7 +102,7 @@ func usageError(c *cli.Context, err error, _ bool) error {
 		name += " " + c.Command.Name
 	}
 	code := failed
-	if c.Command != nil && c.Command.Name == "run" {
+	if c.Command != nil && (c.Command.Name == "run" || c.Command.Name == "exec" || c.Command.Name == "shell") {
 		code = 125
 	}
 	return &exitError{code, fmt.Sprintf("%s (see `%s --help`)", err, name)}

@@ -134,11 +134,14 @@ func TestListingsWithoutGuests(t *testing.T) {
 			t.Errorf("%v: %+v", args, r)
 		}
 	}
+	if r := peervisor(t, home, "ps", "-aq"); r.code != 0 || r.stdout != "" {
+		t.Errorf("ps -aq: %+v", r)
+	}
 	if r := peervisor(t, home, "rm", "-f", "x"); r.code != 0 {
 		t.Errorf("rm -f of nobody: %+v", r)
 	}
-	for _, args := range [][]string{{"pause"}, {"inspect"}, {"inspect", "a", "b"}, {"nosuchcommand"}, {"ps", "--nosuch"}, {"lab", "exec"}, {"completion", "tcsh"}} {
-		if r := peervisor(t, home, args...); r.code == 0 || r.stderr == "" {
+	for _, args := range [][]string{{"pause"}, {"inspect"}, {"inspect", "a", "b"}, {"nosuchcommand"}, {"ps", "--nosuch"}, {"lab", "exec"}, {"lab", "exec", "--nosuch"}, {"completion", "tcsh"}} {
+		if r := peervisor(t, home, args...); r.code == 0 || strings.Count(r.stderr, "\n") != 1 || r.stdout != "" {
 			t.Errorf("%v: %+v", args, r)
 		}
 	}

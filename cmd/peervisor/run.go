@@ -47,7 +47,7 @@ Examples:
 func runCommand() *cli.Command {
 	return &cli.Command{
 		Name: "run", Usage: "start a guest", ArgsUsage: "[-- CMD ARG...]", Description: runDescription,
-		Action: runAction, OnUsageError: usageError,
+		Action: runAction,
 		Flags: []cli.Flag{
 			&cli.StringFlag{Name: "kernel", Usage: "`FILE` (ELF vmlinux or bzImage), or deb:PACKAGE"},
 			&cli.StringFlag{Name: "initrd", Usage: "initramfs `FILE`"},

@@ -34,7 +34,8 @@ func TestDetachedLife(t *testing.T) {
 
 	out = mustSh(t, `(peervisor logs -f life | grep -c tick > /tmp/follow) & (peervisor wait life > /tmp/waited) &
 		peervisor stop --timeout 60s life; wait; cat /tmp/waited; peervisor ps -a; peervisor inspect life`)
-	expect(t, "stop", out, "122", "exited", `"reason": "stopped"`)
+	// The command got SIGTERM, as docker stop does it.
+	expect(t, "stop", out, "143", "exited", `"reason": "command"`, `"exits"`)
 	out = mustSh(t, "peervisor rm life; peervisor ps -aq")
 	if out != "life\n" {
 		t.Errorf("rm: %q", out)

@@ -37,7 +37,15 @@ func sit(t *testing.T, argv ...string) *terminal {
 	t.Helper()
 	r, w := io.Pipe()
 	tm := &terminal{t: t, in: w, more: make(chan struct{})}
-	p, err := labHost(t).Run(context.Background(), agent.Command{Argv: argv, Dir: "/tmp", TTY: true, Rows: 30, Cols: 100, Stdin: r, Stdout: tm})
+	ctx, cancel := context.WithCancel(context.Background())
+	t.Cleanup(func() {
+		cancel() // a test that failed leaves no command that holds the host
+		_ = w.Close()
+		if tm.proc != nil {
+			_, _ = tm.proc.Wait()
+		}
+	})
+	p, err := labHost(t).Run(ctx, agent.Command{Argv: argv, Dir: "/tmp", TTY: true, Rows: 30, Cols: 100, Stdin: r, Stdout: tm})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -96,8 +104,8 @@ func TestTerminal(t *testing.T) {
 	}
 	tm.enter("sleep 1; stty size\r")
 	tm.see("40 120")
-	tm.enter("sleep 1000\r")
-	tm.see("sleep 1000")
+	tm.enter("sh -c 'echo beg\"\"un; sleep 1000'\r")
+	tm.see("begun")
 	tm.enter("\x03")
 	tm.enter("echo interrupted $?\r")
 	tm.see("interrupted 130")
