@@ -273,6 +273,7 @@ func runHere(dir *guest.Dir) (*guest.Exit, error) {
 		return nil, err
 	}
 	close(started)
+	defer shedStartup()()
 	exit, err := g.Wait(context.Background())
 	if err = errors.Join(err, g.Close()); err != nil {
 		return nil, err
@@ -383,6 +384,7 @@ func guestProcessAction(c *cli.Context) error {
 		_, _ = g.Stop(10 * time.Second)
 	}()
 	rep.ok()
+	defer shedStartup()()
 	_, err = g.Wait(context.Background())
 	if err = errors.Join(err, g.Close()); err != nil {
 		return err
