@@ -19,7 +19,9 @@ type Suite struct {
 	Kernel  string // the bare guest
 	Disk    string // a raw file, cached, without holes
 	Seconds int    // of each disk run
-	Ours    []Named
+	// Binary is the program that users run; Ours is the machine alone.
+	Binary Named
+	Ours   []Named
 	// Parts, if set, is told of what our memory outside the guest is made of.
 	Parts func(string)
 }
@@ -38,14 +40,32 @@ func qemus() []Named {
 	}
 }
 
+// withBinary is the binary, what else is ours, and the others.
+func (s Suite) withBinary(others ...Named) []Named {
+	list := s.Ours
+	if s.Binary.Launch != nil {
+		list = append([]Named{s.Binary}, list...)
+	}
+	return append(append([]Named(nil), list...), others...)
+}
+
+// own says whether number i of withBinary is ours, but not the first.
+func (s Suite) own(i int) bool {
+	n := len(s.Ours)
+	if s.Binary.Launch != nil {
+		n++
+	}
+	return i > 0 && i < n
+}
+
 // Entry measures from exec to the guest's first instruction with an effect.
 func (s Suite) Entry() Experiment {
 	e := Experiment{
 		Name: "entry", Rounds: entryRounds,
 		Figures: []Figure{{Metric: "entry_s", Title: "exec to guest entry", Unit: "ms", Scale: 1e-3, SmallerIsBetter: true, Goal: 0.5}},
 	}
-	for _, l := range append(append([]Named(nil), s.Ours...), Named{"QEMU microvm", QEMU("", false)}) {
-		e.Contenders = append(e.Contenders, Contender{l.Name, func(ctx context.Context) (Metrics, error) {
+	for i, l := range s.withBinary(Named{"QEMU microvm", QEMU("", false)}) {
+		e.Contenders = append(e.Contenders, Contender{Name: l.Name, Own: s.own(i), Run: func(ctx context.Context) (Metrics, error) {
 			ctx, cancel := context.WithTimeout(ctx, runLimit)
 			defer cancel()
 			p, err := Start(ctx, l.Launch(Guest{Kernel: s.Kernel, Append: "bare.test=hello tsc_khz=1000000", MemMiB: residentMiB}))
@@ -69,8 +89,8 @@ func (s Suite) Memory() Experiment {
 		Figures: []Figure{{Metric: "outside", Title: fmt.Sprintf("resident outside guest RAM, %d MiB guest", residentMiB), Unit: "MiB",
 			Scale: 1 << 20, SmallerIsBetter: true, GoalAbsolute: 12}},
 	}
-	for i, l := range append(append([]Named(nil), s.Ours...), qemus()[0]) {
-		e.Contenders = append(e.Contenders, Contender{l.Name, func(ctx context.Context) (Metrics, error) {
+	for i, l := range s.withBinary(qemus()[0]) {
+		e.Contenders = append(e.Contenders, Contender{Name: l.Name, Own: s.own(i), Run: func(ctx context.Context) (Metrics, error) {
 			return s.resident(ctx, l, i == 0)
 		}})
 	}
@@ -105,7 +125,7 @@ func (s Suite) resident(ctx context.Context, l Named, tell bool) (Metrics, error
 func (s Suite) workload(title, keys, wait string, figures ...Figure) Experiment {
 	e := Experiment{Name: title + " " + wait, Figures: figures}
 	for _, l := range append(append([]Named(nil), s.Ours...), qemus()...) {
-		e.Contenders = append(e.Contenders, Contender{l.Name, func(ctx context.Context) (Metrics, error) {
+		e.Contenders = append(e.Contenders, Contender{Name: l.Name, Run: func(ctx context.Context) (Metrics, error) {
 			ctx, cancel := context.WithTimeout(ctx, runLimit)
 			defer cancel()
 			p, err := Start(ctx, l.Launch(Guest{Kernel: s.Kernel, MemMiB: residentMiB, Disk: s.Disk,

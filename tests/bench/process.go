@@ -39,6 +39,20 @@ func Machine(path string) Launcher {
 	}
 }
 
+// Run launches `peervisor run` of the binary at path: in the foreground, with no
+// devices but a serial line and the disk.
+func Run(path string) Launcher {
+	return func(g Guest) []string {
+		args := []string{path, "run", "--rm", "--kernel", g.Kernel, "--memory", fmt.Sprintf("%dM", g.MemMiB), "--cpus", fmt.Sprint(max(g.CPUs, 1)),
+			"--net", "none", "--rng", "none", "--console", "none", "--serial", "stdio"}
+		if g.Disk == "" {
+			return append(args, "--append", g.Append)
+		}
+		return append(args, "--transport", "mmio", "--disk", fmt.Sprintf("%s,queues=%d", g.Disk, max(g.Queues, 1)),
+			"--append", g.Append+" virtio_mmio.device=4K@0xf0000000:16") // the first place of docs/machine-v1.md
+	}
+}
+
 // QEMU launches QEMU's microvm. aio is the disk's ("threads", "io_uring"); with
 // iothread the disk has a thread of its own.
 func QEMU(aio string, iothread bool) Launcher {

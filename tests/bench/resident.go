@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -111,7 +112,7 @@ func (r Resident) Largest(n int) string {
 	rest := uint64(0)
 	for i, name := range names {
 		if i < n {
-			out = append(out, fmt.Sprintf("%s %d KiB", name, r.Parts[name]>>10))
+			out = append(out, fmt.Sprintf("%s %d KiB", shortName(name), r.Parts[name]>>10))
 		} else {
 			rest += r.Parts[name]
 		}
@@ -120,4 +121,12 @@ func (r Resident) Largest(n int) string {
 		out = append(out, fmt.Sprintf("others %d KiB", rest>>10))
 	}
 	return strings.Join(out, ", ")
+}
+
+// shortName leaves out where a file is: it differs from machine to machine.
+func shortName(part string) string {
+	if path, ok := strings.CutPrefix(part, "file "); ok {
+		return "file " + filepath.Base(path)
+	}
+	return part
 }

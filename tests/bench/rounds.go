@@ -17,6 +17,8 @@ type Contender struct {
 	// Run does the work once. It ends what it started before it returns, and
 	// bounds itself in time.
 	Run func(ctx context.Context) (Metrics, error)
+	// Own is another of ours, after the first: it is shown and never a reference.
+	Own bool
 }
 
 // Figure is one line of a table: a metric of an Experiment's runs.
@@ -136,11 +138,27 @@ func (o Outcome) Ratios(i int, metric string) Series {
 	return s
 }
 
-// Reference is the contender other than ours with the best median of f; 0 if
+// Among is the outcome with ours and only those others whose names keep returns
+// true for, and with other figures: for goals that hold against one of them.
+func (o Outcome) Among(figures []Figure, keep func(name string) bool) Outcome {
+	out := o
+	out.Figures, out.Contenders, out.Samples = figures, nil, nil
+	for i, c := range o.Contenders {
+		if i == 0 || keep(c.Name) {
+			out.Contenders, out.Samples = append(out.Contenders, c), append(out.Samples, o.Samples[i])
+		}
+	}
+	return out
+}
+
+// Reference is the contender that is not ours with the best median of f; 0 if
 // there is none.
 func (o Outcome) Reference(f Figure) int {
 	best := 0
 	for i := 1; i < len(o.Contenders); i++ {
+		if o.Contenders[i].Own {
+			continue
+		}
 		m, b := o.Of(i, f.Metric).Median(), o.Of(best, f.Metric).Median()
 		if best == 0 || (f.SmallerIsBetter && m < b) || (!f.SmallerIsBetter && m > b) {
 			best = i

@@ -46,6 +46,14 @@ func TestMeasureInterleavesAndComparesRoundByRound(t *testing.T) {
 	if ref := o.Reference(f); ref != 2 {
 		t.Errorf("reference is contender %d, want the smaller one, 2", ref)
 	}
+	o.Contenders[2].Own = true
+	if ref := o.Reference(f); ref != 1 {
+		t.Errorf("reference is contender %d, want 1: 2 is ours", ref)
+	}
+	o.Contenders[2].Own = false
+	if a := o.Among(e.Figures, func(name string) bool { return name == "c" }); len(a.Contenders) != 2 || a.Of(1, "x").Max() != 1 || len(o.Contenders) != 3 {
+		t.Errorf("among c: %v", a)
+	}
 	f.GoalAbsolute = 1
 	if v := o.Judge(f); v != Missed {
 		t.Errorf("verdict %d, want missed", v)

@@ -28,7 +28,7 @@ func writeFigure(b *strings.Builder, o Outcome, f Figure) {
 	for i, c := range o.Contenders {
 		s := o.Of(i, f.Metric)
 		name := c.Name
-		if i == ref && len(o.Contenders) > 2 {
+		if i == ref && o.references() > 1 {
 			name += " (reference)"
 		}
 		fmt.Fprintf(b, "| %s | %s | %s | %s – %s |", title, name,
@@ -41,6 +41,16 @@ func writeFigure(b *strings.Builder, o Outcome, f Figure) {
 		r := o.Ratios(i, f.Metric)
 		fmt.Fprintf(b, " %.2f | %.2f – %.2f | | |\n", r.Median(), r.Min(), r.Max())
 	}
+}
+
+// references is how many there are to choose from.
+func (o Outcome) references() (n int) {
+	for _, c := range o.Contenders[1:] {
+		if !c.Own {
+			n++
+		}
+	}
+	return n
 }
 
 func (f Figure) goal() string {

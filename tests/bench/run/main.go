@@ -17,27 +17,36 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/peervisor/peervisor/guest"
 	"github.com/peervisor/peervisor/kernel/bare"
+	"github.com/peervisor/peervisor/lab"
 	"github.com/peervisor/peervisor/tests/bench"
 )
 
 type options struct {
-	rounds, seconds int
-	only, out, ours string
-	quiet           bool
+	rounds, seconds             int
+	only, out, ours, bin, cache string
+	quiet                       bool
 }
+
+// limit bounds the whole run.
+const limit = 30 * time.Minute
 
 func main() {
 	var o options
 	flag.IntVar(&o.rounds, "rounds", 5, "rounds of each experiment")
-	flag.IntVar(&o.seconds, "seconds", 2, "length of each disk run")
-	flag.StringVar(&o.only, "only", "", "run only experiments whose name contains this")
-	flag.StringVar(&o.out, "out", "docs/bench.md", "file whose section is replaced; - prints it")
+	flag.IntVar(&o.seconds, "seconds", 1, "length of each disk run")
+	flag.StringVar(&o.only, "only", "", "run only experiments whose names begin with one of these, separated by commas: entry, memory, 4 KiB, 256 KiB, lab boot, lab net; "+
+		"bare and lab name all of a kind. The section of docs/bench.md then has only these")
+	flag.StringVar(&o.out, "out", "docs/bench.md", "file whose sections are replaced; - prints them only")
 	flag.StringVar(&o.ours, "ours", "", "command to measure instead of tests/bench/machine: words with {kernel} {append} {memory} {cpus} {disk} {queues}")
+	flag.StringVar(&o.bin, "bin", "bin/peervisor", "the peervisor binary")
 	flag.BoolVar(&o.quiet, "quiet", false, "no line for each run")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, unix.SIGTERM)
 	defer stop()
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
 	if err := run(ctx, o); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
@@ -48,64 +57,164 @@ func run(ctx context.Context, o options) error {
 	if _, err := exec.LookPath("qemu-system-x86_64"); err != nil {
 		return errors.New("qemu-system-x86_64 is not installed (Debian: apt-get install qemu-system-x86)")
 	}
+	var err error
+	if o.bin, err = filepath.Abs(o.bin); err != nil {
+		return err
+	}
+	if _, err := os.Stat(o.bin); err != nil {
+		return fmt.Errorf("%w; run `make build` first", err)
+	}
+	if o.cache, err = guest.DefaultCacheDir(); err != nil {
+		return err
+	}
 	tmp, err := os.MkdirTemp("", "peervisor-bench-")
 	if err != nil {
 		return err
 	}
 	defer func() { _ = os.RemoveAll(tmp) }()
-	s, err := suite(ctx, o, tmp)
+	// The guests of this run are not among the user's.
+	if err := os.Setenv("PEERVISOR_HOME", filepath.Join(tmp, "home")); err != nil {
+		return err
+	}
+	b := bencher{options: o, tmp: tmp, progress: func(line string) { fmt.Fprintln(os.Stderr, line) }}
+	if o.quiet {
+		b.progress = func(string) {}
+	}
+	if b.wants("bare", "entry", "memory", "4 KiB", "256 KiB") {
+		if err := b.bare(ctx); err != nil {
+			return err
+		}
+	}
+	if !b.wants("lab", "lab boot", "lab default", "lab net") {
+		return nil
+	}
+	err = b.lab(ctx)
+	if errors.Is(err, lab.ErrUnavailable) {
+		fmt.Fprintln(os.Stderr, "bench: left out:", err)
+		return nil
+	}
+	return err
+}
+
+// bencher runs experiments and writes sections.
+type bencher struct {
+	options
+	tmp      string
+	progress func(string)
+}
+
+// wants says whether one of the kinds or names was asked for.
+func (b *bencher) wants(names ...string) bool {
+	for _, only := range strings.Split(b.only, ",") {
+		for _, name := range names {
+			if strings.HasPrefix(name, only) || (only == "bare" && !strings.HasPrefix(name, "lab")) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// measure runs an experiment if it is wanted; ok says whether it was.
+func (b *bencher) measure(ctx context.Context, e bench.Experiment) (o bench.Outcome, ok bool, err error) {
+	if !b.wants(e.Name) {
+		return o, false, nil
+	}
+	o, err = bench.Measure(ctx, e, b.rounds, b.progress)
+	return o, err == nil, err
+}
+
+func (b *bencher) write(id, text string) error {
+	fmt.Print(text)
+	if b.out == "-" {
+		return nil
+	}
+	return bench.WriteSection(b.out, id, text)
+}
+
+// bare measures with the bare guest, here.
+func (b *bencher) bare(ctx context.Context) error {
+	s, err := b.suite(ctx)
 	if err != nil {
 		return err
 	}
 	parts := ""
 	s.Parts = func(p string) { parts = p }
-	progress := func(line string) { fmt.Fprintln(os.Stderr, line) }
-	if o.quiet {
-		progress = nil
-	}
 	load := loadAverage()
 	var outcomes []bench.Outcome
 	for _, e := range append([]bench.Experiment{s.Entry(), s.Memory()}, s.Disks()...) {
-		if !strings.Contains(e.Name, o.only) {
-			continue
-		}
-		oc, err := bench.Measure(ctx, e, o.rounds, progress)
+		o, ok, err := b.measure(ctx, e)
 		if err != nil {
 			return err
 		}
-		outcomes = append(outcomes, oc)
+		if ok {
+			outcomes = append(outcomes, o)
+		}
 	}
-	text := section(o, outcomes, parts, load+" before, "+loadAverage()+" after")
-	fmt.Print(text)
-	if o.out == "-" {
-		return nil
-	}
-	return bench.WriteSection(o.out, "bare guest", text)
+	return b.write("bare guest", bareSection(b.options, outcomes, parts, load+" before, "+loadAverage()+" after"))
 }
 
 // suite builds what is measured: the guest, our program, a disk.
-func suite(ctx context.Context, o options, tmp string) (bench.Suite, error) {
-	kernel, err := bare.Build(tmp)
+func (b *bencher) suite(ctx context.Context) (bench.Suite, error) {
+	kernel, err := bare.Build(b.tmp)
 	if err != nil {
 		return bench.Suite{}, err
 	}
-	disk := filepath.Join(tmp, "disk.img")
+	disk := filepath.Join(b.tmp, "disk.img")
 	if err := fill(disk, 256<<20); err != nil {
 		return bench.Suite{}, err
 	}
-	s := bench.Suite{Kernel: kernel, Disk: disk, Seconds: o.seconds}
-	if o.ours != "" {
-		s.Ours = []bench.Named{{Name: "peervisor", Launch: bench.Template(strings.Fields(o.ours))}}
+	s := bench.Suite{Kernel: kernel, Disk: disk, Seconds: b.seconds, Binary: bench.Named{Name: "peervisor run", Launch: bench.Run(b.bin)}}
+	if b.ours != "" {
+		s.Ours = []bench.Named{{Name: "peervisor", Launch: bench.Template(strings.Fields(b.ours))}}
 		return s, nil
 	}
-	machine := filepath.Join(tmp, "machine")
+	machine := filepath.Join(b.tmp, "machine")
 	build := exec.CommandContext(ctx, "go", "build", "-trimpath", "-ldflags", "-s -w", "-o", machine, "./tests/bench/machine")
 	build.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if text, err := build.CombinedOutput(); err != nil {
 		return s, fmt.Errorf("build tests/bench/machine: %w\n%s", err, text)
 	}
-	s.Ours = []bench.Named{{Name: "peervisor", Launch: bench.Machine(machine)}}
+	s.Ours = []bench.Named{{Name: "peervisor, package vmm alone", Launch: bench.Machine(machine)}}
 	return s, nil
+}
+
+// lab measures with Debian's kernel on a lab host.
+func (b *bencher) lab(ctx context.Context) (err error) {
+	l, err := bench.StartLab(ctx, bench.LabConfig{CacheDir: b.cache, Binary: b.bin, Temp: b.tmp, Progress: b.progress})
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, l.Close()) }()
+	load := loadAverage()
+	var boots, nets []bench.Outcome
+	if o, ok, err := b.measure(ctx, l.Boot()); err != nil {
+		return err
+	} else if ok {
+		qemu, gokvm := bench.BootFigures()
+		boots = append(boots, o.Among(qemu, func(name string) bool { return name != bench.NameGokvm }),
+			o.Among(gokvm, func(name string) bool { return name == bench.NameGokvm }))
+	}
+	if o, ok, err := b.measure(ctx, l.Default()); err != nil {
+		return err
+	} else if ok {
+		boots = append(boots, o)
+	}
+	if o, ok, err := b.measure(ctx, l.Net()); err != nil {
+		return err
+	} else if ok {
+		nets = append(nets, o)
+	}
+	load += " before, " + loadAverage() + " after"
+	if len(boots) > 0 {
+		if err := b.write("lab boot", bootSection(b.options, boots, load)); err != nil {
+			return err
+		}
+	}
+	if len(nets) > 0 {
+		return b.write("lab net", netSection(nets, load))
+	}
+	return nil
 }
 
 // fill makes a file of random bytes, which stay in the page cache.
@@ -118,44 +227,4 @@ func fill(path string, bytes int64) error {
 	var seed [32]byte
 	_, err = io.CopyN(f, rand.NewChaCha8(seed), bytes)
 	return err
-}
-
-func loadAverage() string {
-	b, err := os.ReadFile("/proc/loadavg")
-	if err != nil {
-		return "unknown"
-	}
-	one, _, _ := strings.Cut(string(b), " ")
-	return one
-}
-
-func section(o options, outcomes []bench.Outcome, parts, load string) string {
-	var b strings.Builder
-	b.WriteString("## The bare guest on /dev/kvm\n\n")
-	fmt.Fprintf(&b, "Repeat: `make bench` (or `go run ./tests/bench/run -rounds %d -seconds %d`). Both VMMs boot the same file, which\n"+
-		"`kernel/bare` builds, with the same command line; disks are the same cached 256 MiB file over virtio-mmio. Entry is the time from\n"+
-		"before fork and exec to the arrival of the byte that the guest's first instructions write to COM1. Memory is the resident pages of\n"+
-		"every mapping but the guest's RAM. Rounds are interleaved; of several references the best one counts.\n\n", o.rounds, o.seconds)
-	fmt.Fprintf(&b, "Measured %s on %s; %d rounds (entry 20), load average %s.\n\n", time.Now().UTC().Format("2006-01-02"), host(), o.rounds, load)
-	b.WriteString(bench.Table(outcomes))
-	if parts != "" {
-		fmt.Fprintf(&b, "\nOur resident memory outside the guest's RAM, in the last round: %s.\n", parts)
-	}
-	return b.String()
-}
-
-func host() string {
-	var u unix.Utsname
-	if err := unix.Uname(&u); err != nil {
-		return "an unknown kernel"
-	}
-	n := 0
-	if entries, err := filepath.Glob("/sys/devices/system/cpu/cpu[0-9]*"); err == nil {
-		n = len(entries)
-	}
-	module := "kvm_intel or kvm_amd"
-	if _, err := os.Stat("/sys/module/kvm_pvm"); err == nil {
-		module = "kvm_pvm, which emulates ring 0"
-	}
-	return fmt.Sprintf("Linux %s, %d processors, %s", unix.ByteSliceToString(u.Release[:]), n, module)
 }
