@@ -89,13 +89,14 @@ func StartLab(ctx context.Context, cfg LabConfig) (*Lab, error) {
 // labSetup copies everything to the lab host's own disk, so that all VMMs read from its
 // page cache, makes the tools disk, and starts iperf3's server.
 var labSetup = fmt.Sprintf(`set -e
+libs() { LD_TRACE_LOADED_OBJECTS=1 $1 | grep -o '/[^ ]*'; }
 mkdir -p %[1]s; cd %[1]s; cp %[2]s/bench/* %[2]s/bin/peervisor .; chmod 755 inlab gokvm peervisor
 mkdir -p tools/bin; p=$(command -v iperf3); cp $p tools/bin
-for l in $(ldd $p | grep -o '/[^ ]*'); do mkdir -p tools$(dirname $l); cp -L $l tools$l; done
+for l in $(libs $p); do mkdir -p tools$(dirname $l); cp -L $l tools$l; done
 mke2fs -q -t ext4 -d tools tools.img 64M
 iperf3 -s -B 127.0.0.1 -p 5299 -D
 q=$(command -v qemu-system-x86_64)
-sync; cat vmlinux vmlinuz *.cpio peervisor gokvm $q $(ldd $q | grep -o '/[^ ]*') $(find -L /usr/share/qemu /usr/share/seabios -name '*.bin' -o -name '*.rom') > /dev/null
+sync; cat vmlinux vmlinuz *.cpio peervisor gokvm $q $(libs $q) $(find -L /usr/share/qemu /usr/share/seabios -name '*.bin' -o -name '*.rom') > /dev/null
 `, labWork, lab.FilesDir)
 
 func goBuild(ctx context.Context, env []string, args ...string) error {
