@@ -23,6 +23,7 @@ const (
 	labGuestMiB     = 256
 	labCommandLimit = 3 * time.Minute
 	labWork         = "/tmp/bench" // on the lab host: local copies, in its page cache
+	labEntryRounds  = 9
 	netSeconds      = 3
 	netRounds       = 3
 )
@@ -61,7 +62,7 @@ func StartLab(ctx context.Context, cfg LabConfig) (*Lab, error) {
 		func() error { return labguest.StampKernel(k.VmlinuzPath, at("vmlinuz")) },
 		func() error { return labguest.BuildBootInitrd(ctx, k.InitrdPath, at("boot.cpio")) },
 		func() error { return labguest.BuildNetInitrd(k.InitrdPath, at("net.cpio")) },
-		func() error { return goBuild(ctx, nil, "build", "-o", at("inlab"), "./tests/bench/inlab") },
+		func() error { return goBuild(ctx, nil, "build", "-o", at("inlab"), "github.com/peervisor/peervisor/tests/bench/inlab") },
 		func() error {
 			return goBuild(ctx, []string{"GOBIN=" + cfg.Temp}, "install", "github.com/bobuhiro11/gokvm@"+GokvmVersion)
 		},
@@ -157,18 +158,34 @@ const (
 // NameGokvm is gokvm's name in tables.
 const NameGokvm = "gokvm"
 
-// Boot measures the way of a Debian kernel to user space.
+// bootOurs and bootQEMU are the same guest for both.
+func bootOurs() string {
+	return oursBoot + " --net none --initrd boot.cpio --append '" + guestCmdline + "'"
+}
+
+func bootQEMU() string {
+	return qemuBoot + " " + qemuMicrovm + " -initrd boot.cpio -append '" + guestCmdline + "'"
+}
+
+// Entry measures from exec to the kernel's first instruction.
+func (l *Lab) Entry() Experiment {
+	return Experiment{
+		Name: "lab entry", Rounds: labEntryRounds,
+		Contenders: []Contender{l.contender("peervisor", "entry", bootOurs()), l.contender("QEMU microvm", "entry", bootQEMU())},
+		Figures:    []Figure{{Metric: "entry_s", Title: "exec to guest entry", Unit: "s", SmallerIsBetter: true, Goal: 0.5}},
+	}
+}
+
+// Boot measures the way of a Debian kernel to user space. Its figures are BootFigures.
 func (l *Lab) Boot() Experiment {
-	rest := " -initrd boot.cpio -append '" + guestCmdline + "'"
-	e := Experiment{
+	return Experiment{
 		Name: "lab boot",
 		Contenders: []Contender{
-			l.contender("peervisor", "boot", oursBoot+" --net none --initrd boot.cpio --append '"+guestCmdline+"'"),
-			l.contender("QEMU microvm", "boot", qemuBoot+" "+qemuMicrovm+rest),
+			l.contender("peervisor", "boot", bootOurs()),
+			l.contender("QEMU microvm", "boot", bootQEMU()),
 			l.contender(NameGokvm, "boot", fmt.Sprintf("./gokvm boot -k vmlinuz -i boot.cpio -m %dM -c 1 -p '%s'", labGuestMiB, guestCmdline)),
 		},
 	}
-	return e
 }
 
 // BootFigures are those against QEMU, and those against gokvm.
@@ -176,10 +193,11 @@ func BootFigures() (qemu, gokvm []Figure) {
 	seconds := func(metric, title string, goal float64) Figure {
 		return Figure{Metric: metric, Title: title, Unit: "s", SmallerIsBetter: true, Goal: goal}
 	}
+	all := seconds("all_s", "exec to init", 1)
 	exits := Figure{Metric: "exits", Title: "exits to user space, entry to init", Unit: "number", SmallerIsBetter: true}
-	all := "exec to init"
-	qemu = []Figure{seconds("entry_s", "exec to guest entry", 0.5), seconds("init_s", "entry to init", 0), seconds("all_s", all, 1), exits}
-	gokvm = []Figure{seconds("entry_s", "exec to guest entry", 0), seconds("init_s", "entry to init (gokvm: unpacks a bzImage)", 0), seconds("all_s", all, 0.4), exits}
+	qemu = []Figure{seconds("init_s", "entry to init", 0), all, exits}
+	all.Goal = 0.4
+	gokvm = []Figure{seconds("entry_s", "exec to guest entry", 0), seconds("init_s", "entry to init; gokvm's guest unpacks its bzImage", 0), all, exits}
 	return qemu, gokvm
 }
 

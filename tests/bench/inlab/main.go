@@ -3,6 +3,7 @@
 // stopwatch for all VMMs.
 //
 //	inlab boot VMM ARG...    times of the two stamps of tests/bench/labguest, exits to user space
+//	inlab entry VMM ARG...   time of the first one
 //	inlab net VMM ARG...     rates of iperf3
 //	inlab output VMM ARG...  time of the first byte on standard output
 package main
@@ -27,7 +28,7 @@ const limit = 150 * time.Second
 
 func main() {
 	if len(os.Args) < 3 {
-		fmt.Fprintln(os.Stderr, "usage: inlab boot|net|output VMM ARG...")
+		fmt.Fprintln(os.Stderr, "usage: inlab boot|entry|net|output VMM ARG...")
 		os.Exit(2)
 	}
 	m, err := measure(os.Args[1], os.Args[2:])
@@ -41,7 +42,7 @@ func main() {
 }
 
 func measure(mode string, argv []string) (map[string]float64, error) {
-	read, ok := map[string]func(io.Reader, time.Time) (map[string]float64, error){"boot": boot, "net": network, "output": output}[mode]
+	read, ok := map[string]func(io.Reader, time.Time) (map[string]float64, error){"boot": boot, "entry": entry, "net": network, "output": output}[mode]
 	if !ok {
 		return nil, fmt.Errorf("no mode %q", mode)
 	}
@@ -111,6 +112,15 @@ func boot(r io.Reader, t0 time.Time) (map[string]float64, error) {
 			return nil, fmt.Errorf("the guest ended after %.1f s, %v (%w): %.2000s", at, m, err, text)
 		}
 	}
+}
+
+func entry(r io.Reader, t0 time.Time) (map[string]float64, error) {
+	in := bufio.NewReader(r)
+	text, err := in.ReadString(labguest.EntryStamp)
+	if err != nil {
+		return nil, fmt.Errorf("no stamp (%w): %.2000s", err, text)
+	}
+	return map[string]float64{"entry_s": time.Since(t0).Seconds()}, nil
 }
 
 // network reads the receivers' lines of iperf3, guest to host first.

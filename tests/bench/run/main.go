@@ -36,7 +36,7 @@ func main() {
 	var o options
 	flag.IntVar(&o.rounds, "rounds", 5, "rounds of each experiment")
 	flag.IntVar(&o.seconds, "seconds", 1, "length of each disk run")
-	flag.StringVar(&o.only, "only", "", "run only experiments whose names begin with one of these, separated by commas: entry, memory, 4 KiB, 256 KiB, lab boot, lab net; "+
+	flag.StringVar(&o.only, "only", "", "run only experiments whose names begin with one of these, separated by commas: entry, memory, 4 KiB, 256 KiB, lab entry, lab boot, lab default, lab net; "+
 		"bare and lab name all of a kind. The section of docs/bench.md then has only these")
 	flag.StringVar(&o.out, "out", "docs/bench.md", "file whose sections are replaced; - prints them only")
 	flag.StringVar(&o.ours, "ours", "", "command to measure instead of tests/bench/machine: words with {kernel} {append} {memory} {cpus} {disk} {queues}")
@@ -85,7 +85,7 @@ func run(ctx context.Context, o options) error {
 			return err
 		}
 	}
-	if !b.wants("lab", "lab boot", "lab default", "lab net") {
+	if !b.wants("lab", "lab entry", "lab boot", "lab default", "lab net") {
 		return nil
 	}
 	err = b.lab(ctx)
@@ -188,6 +188,11 @@ func (b *bencher) lab(ctx context.Context) (err error) {
 	defer func() { err = errors.Join(err, l.Close()) }()
 	load := loadAverage()
 	var boots, nets []bench.Outcome
+	if o, ok, err := b.measure(ctx, l.Entry()); err != nil {
+		return err
+	} else if ok {
+		boots = append(boots, o)
+	}
 	if o, ok, err := b.measure(ctx, l.Boot()); err != nil {
 		return err
 	} else if ok {

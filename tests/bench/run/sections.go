@@ -37,7 +37,7 @@ func bareSection(o options, outcomes []bench.Outcome, parts, load string) string
 
 const bootText = `## Debian's kernel in the lab: boot
 
-Repeat: ` + "`make bench` (or `go run ./tests/bench/run -only \"lab boot,lab default\" -rounds %d`)" + `. One lab host (emulated, 2 processors), in it guests with
+Repeat: ` + "`make bench` (or `go run ./tests/bench/run -only \"lab entry,lab boot,lab default\" -rounds %d`)" + `. One lab host (emulated, 2 processors), in it guests with
 Debian's cloud kernel, 1 vCPU and 256 MiB, the same initramfs and the same command line (` + "`tests/bench/lab.go`" + `), a serial line and no other
 devices. The same stopwatch (` + "`tests/bench/inlab`" + `) serves all. The kernel has a few bytes added that write a byte to COM1 before its very
 first instruction: that is guest entry, firmware and loading included. PID 1's first system calls write another one: init. Exits to user space
@@ -48,7 +48,7 @@ gokvm is %s and boots the bzImage, which unpacks itself in the guest. Times are 
 
 func bootSection(o options, outcomes []bench.Outcome, load string) string {
 	return fmt.Sprintf(bootText, o.rounds, bench.GokvmVersion) +
-		fmt.Sprintf("Measured %s, lab on %s; %d rounds, load average %s.\n\n", today(), host(), o.rounds, load) + bench.Table(outcomes)
+		fmt.Sprintf("Measured %s, lab on %s; %d rounds (the first table line 9), load average %s.\n\n", today(), host(), o.rounds, load) + bench.Table(outcomes)
 }
 
 const netText = `## Debian's kernel in the lab: user-mode network
