@@ -62,7 +62,9 @@ func StartLab(ctx context.Context, cfg LabConfig) (*Lab, error) {
 		func() error { return labguest.StampKernel(k.VmlinuzPath, at("vmlinuz")) },
 		func() error { return labguest.BuildBootInitrd(ctx, k.InitrdPath, at("boot.cpio")) },
 		func() error { return labguest.BuildNetInitrd(k.InitrdPath, at("net.cpio")) },
-		func() error { return goBuild(ctx, nil, "build", "-o", at("inlab"), "github.com/peervisor/peervisor/tests/bench/inlab") },
+		func() error {
+			return goBuild(ctx, nil, "build", "-o", at("inlab"), "github.com/peervisor/peervisor/tests/bench/inlab")
+		},
 		func() error {
 			return goBuild(ctx, []string{"GOBIN=" + cfg.Temp}, "install", "github.com/bobuhiro11/gokvm@"+GokvmVersion)
 		},
