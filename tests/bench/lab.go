@@ -174,7 +174,7 @@ func (l *Lab) Entry() Experiment {
 	return Experiment{
 		Name: "lab entry", Rounds: labEntryRounds,
 		Contenders: []Contender{l.contender("peervisor", "entry", bootOurs()), l.contender("QEMU microvm", "entry", bootQEMU())},
-		Figures:    []Figure{{Metric: "entry_s", Title: "exec to guest entry", Unit: "s", SmallerIsBetter: true, Goal: 0.5}},
+		Figures:    []Figure{{Metric: "entry_s", Title: "exec to guest entry, guests stopped there", Unit: "s", SmallerIsBetter: true, Goal: 0.5}},
 	}
 }
 
@@ -197,7 +197,7 @@ func BootFigures() (qemu, gokvm []Figure) {
 	}
 	all := seconds("all_s", "exec to init", 1)
 	exits := Figure{Metric: "exits", Title: "exits to user space, entry to init", Unit: "number", SmallerIsBetter: true}
-	qemu = []Figure{seconds("init_s", "entry to init", 0), all, exits}
+	qemu = []Figure{seconds("entry_s", "exec to guest entry, between whole boots", 0.5), seconds("init_s", "entry to init", 0), all, exits}
 	all.Goal = 0.4
 	gokvm = []Figure{seconds("entry_s", "exec to guest entry", 0), seconds("init_s", "entry to init; gokvm's guest unpacks its bzImage", 0), all, exits}
 	return qemu, gokvm
