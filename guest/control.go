@@ -193,9 +193,24 @@ func (g *Guest) feedSerial(in io.Reader, stop <-chan struct{}) {
 		m := g.machine
 		g.mu.Unlock()
 		if n > 0 {
-			_, _ = m.SerialInput(buf[:n]) // fails when the machine ended: the input is nobody's
+			typeSerial(g.ctx, m, buf[:n])
 		}
 		if err != nil {
+			return
+		}
+	}
+}
+
+// typeSerial gives p to the serial line, waiting for room. When the machine ends
+// meanwhile the rest is nobody's.
+func typeSerial(ctx context.Context, m *vmm.Machine, p []byte) {
+	for {
+		n, err := m.SerialInput(p)
+		p = p[n:]
+		if err != nil || len(p) == 0 {
+			return
+		}
+		if m.SerialRoom(ctx) != nil {
 			return
 		}
 	}

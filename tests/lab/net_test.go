@@ -9,7 +9,7 @@ import (
 const toolsImage = `if [ ! -e /tmp/tools.img ]; then
 	rm -rf /tmp/tools; mkdir -p /tmp/tools/bin
 	for b in iperf3 e2fsck; do p=$(command -v $b); cp $p /tmp/tools/bin
-		for l in $(ldd $p | grep -o '/[^ ]*'); do mkdir -p /tmp/tools$(dirname $l); cp -L $l /tmp/tools$l; done; done
+		for l in $(LD_TRACE_LOADED_OBJECTS=1 $p | grep -o '/[^ ]*'); do mkdir -p /tmp/tools$(dirname $l); cp -L $l /tmp/tools$l; done; done
 	mke2fs -q -t ext4 -d /tmp/tools /tmp/tools.img 64M; rm -rf /tmp/tools; fi
 `
 
