@@ -1,6 +1,7 @@
 package vmm_test
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"log"
@@ -14,12 +15,7 @@ import (
 // A kernel boots with its console on this program's standard output, and an
 // entropy device, until it powers itself off.
 func Example() {
-	kernel, err := os.Open("vmlinuz")
-	if err != nil {
-		log.Fatal(err)
-	}
-	defer kernel.Close()
-	info, err := kernel.Stat()
+	kernel, err := os.ReadFile("vmlinuz")
 	if err != nil {
 		log.Fatal(err)
 	}
@@ -30,7 +26,7 @@ func Example() {
 	m, err := vmm.New(vmm.Config{
 		CPUs:        2,
 		MemoryBytes: 512 << 20,
-		Boot:        boot.Source{Kernel: kernel, KernelSize: info.Size(), KernelName: "vmlinuz", Cmdline: "console=ttyS0 panic=-1"},
+		Boot:        boot.Source{Kernel: bytes.NewReader(kernel), KernelSize: int64(len(kernel)), KernelName: "vmlinuz", Cmdline: "console=ttyS0 panic=-1"},
 		Serial:      vmm.SerialConfig{Out: os.Stdout},
 		Devices:     []vmm.DeviceConfig{{Name: "rng0", Half: entropy}},
 	})
