@@ -69,7 +69,7 @@ func TestDetachedGuestIsControlledAndItsCrashSeen(t *testing.T) {
 	start := func() {
 		t.Helper()
 		peervisor(t, home, "run", "-d", "--name", "bg", "--net", "none", "--transport", "mmio", "--kernel", elf,
-			"--disk", disk, "--append", "bare.test=timer seconds=600").must(t, "run -d", "bg\n")
+			"--disk", disk, "--append", "bare.test=dirty mib=8 seconds=600").must(t, "run -d", "bg\n")
 	}
 	start()
 	peervisor(t, home, "ps").must(t, "ps", "bg", "running")
@@ -109,7 +109,7 @@ func TestDetachedGuestIsControlledAndItsCrashSeen(t *testing.T) {
 func TestInterruptedStart(t *testing.T) {
 	home := t.TempDir()
 	elf := bareKernel(t, home)
-	cmd := exec.Command(os.Args[0], "run", "--name", "sig", "--net", "none", "--kernel", elf, "--append", "bare.test=timer seconds=600")
+	cmd := exec.Command(os.Args[0], "run", "--name", "sig", "--net", "none", "--kernel", elf, "--append", "bare.test=dirty mib=8 seconds=600")
 	cmd.Env = append(os.Environ(), asMain+"=1", "PEERVISOR_HOME="+home, "PEERVISOR_CACHE="+home)
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
