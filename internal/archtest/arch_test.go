@@ -45,7 +45,6 @@ var mayImport = map[string][]string{
 	"cmd":               {"guest", "kvm/…", "vmm", "lab", "kernel/…", "cmd/…"},
 	"internal/testenv":  {},
 	"internal/archtest": {},
-	"internal/depspin":  {},
 	"tests":             {"…"},
 }
 
